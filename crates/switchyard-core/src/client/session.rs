@@ -1,0 +1,573 @@
+//! A logged-in client's stream: which of its messages go where, and what is put between them.
+//!
+//! `advance` runs over the bytes of one turn until they are used up or something outside has to
+//! happen: a server is needed, a hook has to be asked, the client must go. It composes the link
+//! (what is owed), the statement names and the parameters, and keeps no counter of its own.
+//! Invariant: any chunking of a stream gives the same messages to the same servers.
+
+use std::ops::Range;
+
+use switchyard_wire::tag::frontend;
+use switchyard_wire::{build, frame, read};
+
+use crate::batch::Batch;
+use crate::client::pipeline::Predicted;
+use crate::params::{self, Params, Tracked};
+use crate::prepared::{ClientStatements, Registry};
+use crate::server::link::{Link, LinkedClient};
+use crate::server::request::{HiddenQuery, NamedParse, Request};
+
+/// Whether named statements are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// Names pass unchanged.
+    Off,
+    /// Names are mapped; so many statements per server.
+    On(usize),
+}
+
+/// Whether queries are shown to hooks first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hooking {
+    /// No.
+    Off,
+    /// Each Query and Parse needs an approval.
+    On,
+}
+
+/// What the session has to know of settings.
+#[derive(Clone, Debug)]
+pub struct Rules<'a> {
+    /// Named statements.
+    pub tracking: Tracking,
+    /// Hooks.
+    pub hooking: Hooking,
+    /// `max_packet_size` in bytes.
+    pub message_max: usize,
+    /// Texts of statements.
+    pub registry: &'a Registry,
+    /// Requests that may be unanswered before the client has to wait.
+    pub outstanding_max: usize,
+}
+
+/// Where the bytes of a turn go.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// To the linked server.
+    pub server: Batch,
+    /// To the client.
+    pub client: Vec<u8>,
+}
+
+/// Why `advance` came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Everything usable was used; more bytes are needed.
+    More,
+    /// The next message needs a server.
+    NeedServer,
+    /// Too many requests are unanswered.
+    Full,
+    /// The hooks have to judge the next message, whose query text is here.
+    Ask(Range<usize>),
+    /// The client said good-bye.
+    Terminate,
+    /// The client must be closed.
+    Close(Refusal),
+}
+
+/// Why a client must be closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Reason in the log and text of the FATAL.
+    pub reason: String,
+    /// ERROR line that comes first.
+    pub cause: Option<String>,
+}
+
+/// The hooks' decision about the message at the head of the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Approval {
+    /// As the client sent it.
+    Unchanged,
+    /// With this text instead.
+    Text(Vec<u8>),
+}
+
+/// A message of which only a part was passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Partial {
+    left: usize,
+    to: Destination,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Destination {
+    Server,
+    Nowhere,
+}
+
+/// The state of a logged-in client's stream.
+#[derive(Debug)]
+pub struct Session {
+    params: Params,
+    statements: ClientStatements,
+    partial: Partial,
+    approval: Option<Box<Approval>>,
+    predicted: Predicted,
+}
+
+/// Longest names that are waited for, in bytes.
+const NAMES_MAX: usize = 256 * 1024;
+
+type Stopped = Result<usize, Stop>;
+
+/// A message in the input: where it starts, and its head.
+#[derive(Clone, Copy, Debug)]
+struct Message<'a> {
+    head: frame::Frame,
+    at: usize,
+    input: &'a [u8],
+}
+
+impl Message<'_> {
+    /// Bytes of it that are there.
+    fn there(&self) -> usize {
+        self.head.len.min(self.input.len() - self.at)
+    }
+}
+
+impl Session {
+    /// A client that has just been welcomed.
+    pub fn new(params: Params) -> Self {
+        Session {
+            params,
+            statements: ClientStatements::default(),
+            partial: Partial { left: 0, to: Destination::Nowhere },
+            approval: None,
+            predicted: Predicted::AsReported,
+        }
+    }
+
+    /// Runs over `input`; answers how many bytes were used and why it stopped.
+    pub fn advance(
+        &mut self,
+        mut link: Option<&mut Link>,
+        input: &[u8],
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> (usize, Stop) {
+        let mut at = 0;
+        loop {
+            if self.partial.left > 0 {
+                at += self.continue_partial(&input[at..], at, input, flow);
+                if self.partial.left > 0 {
+                    return (at, Stop::More);
+                }
+            }
+            let head = match frame::peek(&input[at..], rules.message_max) {
+                Ok(Some(head)) => head,
+                Ok(None) => return (at, Stop::More),
+                Err(bad) => {
+                    return (at, refuse(format!("bad packet header: '{}'", bad.hex()), None));
+                }
+            };
+            let m = Message { head, at, input };
+            let step = match link.as_deref_mut() {
+                Some(link) => self.linked(link, m, flow, rules),
+                None => self.unlinked(m, flow, rules),
+            };
+            match step {
+                Ok(used) => at += used,
+                Err(stop) => return (at, stop),
+            }
+        }
+    }
+
+    fn continue_partial(&mut self, rest: &[u8], at: usize, input: &[u8], flow: &mut Flow) -> usize {
+        let take = self.partial.left.min(rest.len());
+        if self.partial.to == Destination::Server {
+            flow.server.forward(input, at..at + take);
+        }
+        self.partial.left -= take;
+        take
+    }
+
+    /// A message of a client without a server.
+    fn unlinked(&mut self, m: Message<'_>, flow: &mut Flow, rules: &Rules<'_>) -> Stopped {
+        match m.head.tag {
+            frontend::TERMINATE => Err(Stop::Terminate),
+            frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL => {
+                Ok(self.pass(m, Destination::Nowhere, flow))
+            }
+            frontend::CLOSE if rules.tracking != Tracking::Off => {
+                let body = whole(&m)?;
+                match read::describe(body) {
+                    Some((b'S', name)) if !name.is_empty() => {
+                        self.statements.remove(name);
+                        build::empty(
+                            &mut flow.client,
+                            switchyard_wire::tag::backend::CLOSE_COMPLETE,
+                        );
+                        Ok(m.head.len)
+                    }
+                    Some(_) => Err(Stop::NeedServer),
+                    None => Err(refuse("broken Close packet", None)),
+                }
+            }
+            frontend::QUERY | frontend::PARSE if self.must_ask(rules) => Err(question(&m)?),
+            tag if is_request(tag) => Err(Stop::NeedServer),
+            tag => Err(unknown(tag)),
+        }
+    }
+
+    /// A message of a client with a server.
+    fn linked(
+        &mut self,
+        link: &mut Link,
+        m: Message<'_>,
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> Stopped {
+        if link.outstanding().len() >= rules.outstanding_max {
+            return Err(Stop::Full);
+        }
+        match m.head.tag {
+            frontend::QUERY | frontend::PARSE if self.must_ask(rules) => {
+                return Err(question(&m)?);
+            }
+            frontend::QUERY => return self.query(link, m, flow),
+            frontend::TERMINATE => return Err(Stop::Terminate),
+            frontend::COPY_DONE | frontend::COPY_FAIL => link.sent_copy_end(),
+            frontend::COPY_DATA | frontend::FLUSH => {}
+            frontend::SYNC => link.sent_sync(),
+            frontend::EXECUTE => link.sent(Request::Execute),
+            frontend::FUNCTION_CALL => link.sent(Request::Function),
+            frontend::PARSE => return self.parse(link, m, flow, rules),
+            frontend::BIND => return self.bind(link, m, flow, rules),
+            frontend::DESCRIBE | frontend::CLOSE => {
+                return self.describe_or_close(link, m, flow, rules);
+            }
+            tag => return Err(unknown(tag)),
+        }
+        Ok(self.pass(m, Destination::Server, flow))
+    }
+
+    /// Passes a message on, as far as it is there.
+    #[inline]
+    fn pass(&mut self, m: Message<'_>, to: Destination, flow: &mut Flow) -> usize {
+        let there = m.there();
+        if to == Destination::Server {
+            flow.server.forward(m.input, m.at..m.at + there);
+        }
+        self.partial = Partial { left: m.head.len - there, to };
+        there
+    }
+
+    #[inline]
+    fn query(&mut self, link: &mut Link, m: Message<'_>, flow: &mut Flow) -> Stopped {
+        let approval = self.approval.take();
+        if let Some(approval) = &approval {
+            let text = whole(&m)?;
+            self.predicted = self.predicted.after(text);
+            if let Approval::Text(text) = &**approval {
+                flow.server.inject(m.input, |out| build::query(out, text));
+                link.sent_query();
+                return Ok(m.head.len);
+            }
+        }
+        link.sent_query();
+        Ok(self.pass(m, Destination::Server, flow))
+    }
+
+    fn parse(
+        &mut self,
+        link: &mut Link,
+        m: Message<'_>,
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> Stopped {
+        let unnamed = m.input.get(m.at + frame::HEADER) == Some(&0);
+        let untracked = unnamed || rules.tracking == Tracking::Off;
+        let approval = self.approval.take();
+        let unchanged = matches!(approval.as_deref(), None | Some(Approval::Unchanged));
+        if link.is_skipping() || (untracked && unchanged) {
+            if m.input.len() - m.at <= frame::HEADER {
+                self.approval = approval;
+                return Err(Stop::More);
+            }
+            link.sent(Request::Parse(None));
+            return Ok(self.pass(m, Destination::Server, flow));
+        }
+        let body = match whole(&m) {
+            Ok(body) => body,
+            Err(stop) => {
+                self.approval = approval;
+                return Err(stop);
+            }
+        };
+        let Some(parse) = read::parse(body) else {
+            return Err(refuse("broken Parse packet", None));
+        };
+        let sql = match approval.as_deref() {
+            Some(Approval::Text(text)) => text,
+            Some(Approval::Unchanged) | None => parse.sql,
+        };
+        if approval.is_some() {
+            self.predicted = self.predicted.after(sql);
+        }
+        let Tracking::On(limit) = rules.tracking else {
+            flow.server.inject(m.input, |out| build::parse(out, parse.name, sql, parse.types));
+            link.sent(Request::Parse(None));
+            return Ok(m.head.len);
+        };
+        if unnamed {
+            flow.server.inject(m.input, |out| build::parse(out, b"", sql, parse.types));
+            link.sent(Request::Parse(None));
+            return Ok(m.head.len);
+        }
+        self.named_parse(link, read::Parse { sql, ..parse }, limit, m.input, flow, rules)?;
+        Ok(m.head.len)
+    }
+
+    fn named_parse(
+        &mut self,
+        link: &mut Link,
+        parse: read::Parse<'_>,
+        limit: usize,
+        input: &[u8],
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> Result<(), Stop> {
+        if self.statements.statement(parse.name).is_some() {
+            let name = String::from_utf8_lossy(parse.name);
+            let cause = format!("prepared statement '{name}' was already prepared");
+            return Err(refuse("prepared statement name is already in use", Some(cause)));
+        }
+        let statement = rules.registry.intern(parse.sql, parse.types);
+        self.statements.define(parse.name, statement.clone());
+        let name: Box<[u8]> = parse.name.into();
+        if link.has_statement(&statement) {
+            link.answer_locally(Request::LocalParse(name), |tag| {
+                build::empty(&mut flow.client, tag);
+            });
+            return Ok(());
+        }
+        flow.server.inject(input, |out| {
+            build::parse(out, statement.name(), statement.sql(), statement.types());
+        });
+        link.sent(Request::Parse(Some(Box::new(NamedParse {
+            name,
+            statement: statement.clone(),
+        }))));
+        add_statement(link, &statement, limit, input, flow);
+        Ok(())
+    }
+
+    fn bind(
+        &mut self,
+        link: &mut Link,
+        m: Message<'_>,
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> Stopped {
+        let Tracking::On(limit) = rules.tracking else {
+            link.sent(Request::Bind);
+            return Ok(self.pass(m, Destination::Server, flow));
+        };
+        let there = m.there();
+        let body = &m.input[m.at + frame::HEADER..m.at + there];
+        let Some((portal, name, rest)) = read::bind(body) else {
+            let hopeless = there == m.head.len || there > NAMES_MAX;
+            return Err(if hopeless { refuse("broken Bind packet", None) } else { Stop::More });
+        };
+        if name.is_empty() || link.is_skipping() {
+            link.sent(Request::Bind);
+            return Ok(self.pass(m, Destination::Server, flow));
+        }
+        let statement = self.require(link, name, limit, m.input, flow)?;
+        link.sent(Request::Bind);
+        let len = m.head.len - 1 - name.len() + statement.name().len();
+        flow.server.inject(m.input, |out| {
+            out.push(frontend::BIND);
+            out.extend_from_slice(&(len as u32).to_be_bytes());
+            build::cstr(out, portal);
+            build::cstr(out, statement.name());
+        });
+        flow.server.forward(m.input, m.at + there - rest.len()..m.at + there);
+        self.partial = Partial { left: m.head.len - there, to: Destination::Server };
+        Ok(there)
+    }
+
+    fn describe_or_close(
+        &mut self,
+        link: &mut Link,
+        m: Message<'_>,
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> Stopped {
+        let closing = m.head.tag == frontend::CLOSE;
+        let request = if closing { Request::Close } else { Request::Describe };
+        let body = whole(&m)?;
+        let broken = if closing { "broken Close packet" } else { "broken Describe packet" };
+        let Some((kind, name)) = read::describe(body) else { return Err(refuse(broken, None)) };
+        let tracked = match rules.tracking {
+            Tracking::On(limit) if kind == b'S' && !name.is_empty() && !link.is_skipping() => limit,
+            Tracking::On(_) | Tracking::Off => {
+                link.sent(request);
+                return Ok(self.pass(m, Destination::Server, flow));
+            }
+        };
+        if closing {
+            self.statements.remove(name);
+            link.answer_locally(Request::LocalClose, |tag| build::empty(&mut flow.client, tag));
+            return Ok(m.head.len);
+        }
+        let statement = self.require(link, name, tracked, m.input, flow)?;
+        link.sent(Request::Describe);
+        flow.server.inject(m.input, |out| {
+            build::message(out, frontend::DESCRIBE, |out| {
+                out.push(b'S');
+                build::cstr(out, statement.name());
+            });
+        });
+        Ok(m.head.len)
+    }
+
+    /// The statement behind a name, prepared on the server first if that lacks it.
+    fn require(
+        &mut self,
+        link: &mut Link,
+        name: &[u8],
+        limit: usize,
+        input: &[u8],
+        flow: &mut Flow,
+    ) -> Result<std::sync::Arc<crate::prepared::Statement>, Stop> {
+        let Some(statement) = self.statements.statement(name).cloned() else {
+            let cause = format!("prepared statement '{}' not found", String::from_utf8_lossy(name));
+            return Err(refuse("prepared statement did not exist", Some(cause)));
+        };
+        if !link.has_statement(&statement) {
+            flow.server.inject(input, |out| {
+                build::parse(out, statement.name(), statement.sql(), statement.types());
+            });
+            link.sent(Request::HiddenParse(statement.clone()));
+            add_statement(link, &statement, limit, input, flow);
+        }
+        Ok(statement)
+    }
+
+    fn must_ask(&self, rules: &Rules<'_>) -> bool {
+        rules.hooking == Hooking::On && self.approval.is_none()
+    }
+}
+
+/// Links, approvals and questions.
+impl Session {
+    /// A server was given to the client: puts the SET for its parameters in front. Answers the
+    /// statement, for the log.
+    pub fn link(&mut self, link: &mut Link, tracked: &Tracked, flow: &mut Flow) -> Option<Vec<u8>> {
+        let sql = params::difference(tracked, &self.params, link.params_mut())?;
+        flow.server.inject(&[], |out| build::query(out, &sql));
+        link.sent(Request::Hidden(HiddenQuery::Parameters));
+        Some(sql)
+    }
+
+    /// The hooks have judged the message at the head of the stream.
+    pub fn approve(&mut self, approval: Approval) {
+        self.approval = Some(Box::new(approval));
+    }
+
+    /// Everything sent was answered: the server's word counts again.
+    pub fn settled(&mut self) {
+        self.predicted = Predicted::AsReported;
+    }
+
+    /// Whether the next message is inside a transaction block.
+    pub fn in_transaction(&self, link: Option<&Link>) -> bool {
+        let status = link.map_or(crate::server::link::Status::Idle, Link::status);
+        self.predicted.in_transaction(status)
+    }
+
+    /// Whether a message was passed on in part only.
+    #[inline]
+    pub fn is_inside_message(&self) -> bool {
+        self.partial.left > 0
+    }
+
+    /// The parts that a server's answers change.
+    #[inline]
+    pub fn linked_client(&mut self) -> LinkedClient<'_> {
+        LinkedClient { params: &mut self.params, statements: &mut self.statements }
+    }
+
+    /// Tracked parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Number of statement names.
+    pub fn statements(&self) -> usize {
+        self.statements.len()
+    }
+
+    /// The server of a half-sent message is gone: the rest of the message goes nowhere.
+    pub fn drop_partial(&mut self) {
+        self.partial.to = Destination::Nowhere;
+    }
+}
+
+fn add_statement(
+    link: &mut Link,
+    statement: &std::sync::Arc<crate::prepared::Statement>,
+    limit: usize,
+    input: &[u8],
+    flow: &mut Flow,
+) {
+    for evicted in link.add_statement(statement, limit) {
+        flow.server.inject(input, |out| build::close(out, b'S', evicted.name()));
+        link.sent(Request::HiddenClose(evicted));
+    }
+}
+
+/// The body of a message that has to be there whole.
+fn whole<'a>(m: &Message<'a>) -> Result<&'a [u8], Stop> {
+    m.input.get(m.at + frame::HEADER..m.at + m.head.len).ok_or(Stop::More)
+}
+
+/// The question to the hooks about a Query or Parse: where its text is.
+fn question(m: &Message<'_>) -> Result<Stop, Stop> {
+    let body = whole(m)?;
+    let start = m.at + frame::HEADER;
+    if m.head.tag == frontend::QUERY {
+        let Some((sql, _)) = read::cstr(body) else { return Err(refuse("bad packet", None)) };
+        return Ok(Stop::Ask(start..start + sql.len()));
+    }
+    let Some(parse) = read::parse(body) else { return Err(refuse("broken Parse packet", None)) };
+    let start = start + parse.name.len() + 1;
+    Ok(Stop::Ask(start..start + parse.sql.len()))
+}
+
+fn is_request(tag: u8) -> bool {
+    matches!(
+        tag,
+        frontend::QUERY
+            | frontend::PARSE
+            | frontend::BIND
+            | frontend::DESCRIBE
+            | frontend::EXECUTE
+            | frontend::CLOSE
+            | frontend::FUNCTION_CALL
+            | frontend::SYNC
+            | frontend::FLUSH
+    )
+}
+
+fn unknown(tag: u8) -> Stop {
+    let cause = format!("unknown pkt from client: {tag}/0x{tag:x}");
+    refuse("unknown pkt", Some(cause))
+}
+
+fn refuse(reason: impl Into<String>, cause: Option<String>) -> Stop {
+    Stop::Close(Refusal { reason: reason.into(), cause })
+}

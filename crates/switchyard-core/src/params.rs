@@ -1,0 +1,193 @@
+//! Tracked parameters: what a client wants and what a server has, and the SET between them.
+//!
+//! Sets of values are shared until somebody changes one, so that the usual comparison, client
+//! against server, is one pointer. Invariant: no client sees another's value, because a link is
+//! used only after `difference` found nothing or its SET was answered.
+
+use std::sync::Arc;
+
+/// The names that are tracked, in a fixed order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracked {
+    names: Vec<String>,
+}
+
+/// Always tracked; PgBouncer's fixed list.
+const STANDARD: [&str; 5] =
+    ["DateStyle", "client_encoding", "TimeZone", "standard_conforming_strings", "application_name"];
+
+/// Position of `application_name` among the tracked names.
+pub const APPLICATION_NAME: usize = 4;
+/// Position of `client_encoding` among the tracked names.
+pub const CLIENT_ENCODING: usize = 1;
+
+impl Tracked {
+    /// The standard names and `extra` ones.
+    pub fn new(extra: &[String]) -> Self {
+        let mut names: Vec<String> = STANDARD.map(String::from).to_vec();
+        for name in extra {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                names.push(name.clone());
+            }
+        }
+        Tracked { names }
+    }
+
+    /// Position of a name, compared without case.
+    pub fn index(&self, name: &[u8]) -> Option<usize> {
+        self.names.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    /// Name at a position.
+    pub fn name(&self, index: usize) -> &str {
+        &self.names[index]
+    }
+
+    /// All names in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+}
+
+type Values = Vec<Option<Box<[u8]>>>;
+
+/// Values of the tracked parameters of one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Params(Arc<Values>);
+
+impl Params {
+    /// No value known for any of `tracked`.
+    pub fn unset(tracked: &Tracked) -> Self {
+        Params(Arc::new(vec![None; tracked.names.len()]))
+    }
+
+    /// The value at a position.
+    pub fn value(&self, index: usize) -> Option<&[u8]> {
+        self.0.get(index)?.as_deref()
+    }
+
+    /// Sets the value at a position.
+    pub fn set(&mut self, index: usize, value: &[u8]) {
+        if self.value(index) != Some(value)
+            && let Some(slot) = Arc::make_mut(&mut self.0).get_mut(index)
+        {
+            *slot = Some(value.into());
+        }
+    }
+
+    /// Fills what is unset from `defaults`.
+    pub fn fill(&mut self, defaults: &Params) {
+        for (index, value) in defaults.0.iter().enumerate() {
+            if let (None, Some(value)) = (self.value(index), value) {
+                self.set(index, value);
+            }
+        }
+        if self == defaults {
+            self.0 = Arc::clone(&defaults.0);
+        }
+    }
+
+    /// Shares the values of `other` if they are the same, so that comparing them is cheap.
+    fn unify(&mut self, other: &Params) {
+        self.0 = Arc::clone(&other.0);
+    }
+}
+
+/// The statement that brings a server to the client's values, `SET a='x';SET b='y';`, or `None`
+/// if nothing differs. Values that a client never had are left as they are.
+pub fn difference(tracked: &Tracked, client: &Params, server: &mut Params) -> Option<Vec<u8>> {
+    if Arc::ptr_eq(&client.0, &server.0) {
+        return None;
+    }
+    let mut sql = Vec::new();
+    for (index, name) in tracked.names.iter().enumerate() {
+        let Some(wanted) = client.value(index) else { continue };
+        if !equal(index, wanted, server.value(index)) {
+            assignment(&mut sql, name, wanted);
+        }
+    }
+    if sql.is_empty() {
+        if *client == *server {
+            server.unify(client);
+        }
+        return None;
+    }
+    Some(sql)
+}
+
+fn equal(index: usize, wanted: &[u8], has: Option<&[u8]>) -> bool {
+    let Some(has) = has else { return false };
+    if index == APPLICATION_NAME { wanted == has } else { wanted.eq_ignore_ascii_case(has) }
+}
+
+fn assignment(sql: &mut Vec<u8>, name: &str, value: &[u8]) {
+    sql.extend_from_slice(b"SET ");
+    sql.extend_from_slice(name.as_bytes());
+    sql.push(b'=');
+    // A search_path is reported as a list that is quoted already.
+    if name.eq_ignore_ascii_case("search_path") {
+        sql.extend_from_slice(if value == b"\"\"" { b"''" } else { value });
+    } else {
+        literal(sql, value);
+    }
+    sql.push(b';');
+}
+
+/// Appends a string literal ("String Constants"); backslashes need the escape form.
+pub fn literal(sql: &mut Vec<u8>, value: &[u8]) {
+    if value.contains(&b'\\') {
+        sql.push(b'E');
+    }
+    sql.push(b'\'');
+    for &byte in value {
+        if byte == b'\'' || byte == b'\\' {
+            sql.push(byte);
+        }
+        sql.push(byte);
+    }
+    sql.push(b'\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(tracked: &Tracked, pairs: &[(&str, &str)]) -> Params {
+        let mut params = Params::unset(tracked);
+        for (name, value) in pairs {
+            params.set(tracked.index(name.as_bytes()).expect("a tracked name"), value.as_bytes());
+        }
+        params
+    }
+
+    fn check(client: &[(&str, &str)], server: &[(&str, &str)], sql: Option<&str>) {
+        let tracked = Tracked::new(&["search_path".into()]);
+        let mut server = params(&tracked, server);
+        let found = difference(&tracked, &params(&tracked, client), &mut server);
+        assert_eq!(found.map(|sql| String::from_utf8_lossy(&sql).into_owned()).as_deref(), sql);
+    }
+
+    #[test]
+    fn differences() {
+        check(&[("timezone", "utc")], &[("TimeZone", "UTC")], None);
+        check(&[("application_name", "A")], &[("application_name", "a")], {
+            Some("SET application_name='A';")
+        });
+        check(&[("application_name", "it's")], &[], Some("SET application_name='it''s';"));
+        check(&[("application_name", r"a\b")], &[], Some(r"SET application_name=E'a\\b';"));
+        check(&[("search_path", "\"$user\", public")], &[], {
+            Some("SET search_path=\"$user\", public;")
+        });
+        check(&[("search_path", "\"\"")], &[], Some("SET search_path='';"));
+        check(&[], &[("TimeZone", "UTC")], None);
+    }
+
+    #[test]
+    fn equal_sets_become_one() {
+        let tracked = Tracked::new(&[]);
+        let client = params(&tracked, &[("TimeZone", "UTC")]);
+        let mut server = params(&tracked, &[("TimeZone", "UTC")]);
+        assert_eq!(difference(&tracked, &client, &mut server), None);
+        assert!(Arc::ptr_eq(&client.0, &server.0));
+    }
+}

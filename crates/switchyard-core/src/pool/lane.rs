@@ -1,0 +1,118 @@
+//! One node's servers within a pool: which are parked with whom, and how its logins go.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::ids::{LaneId, ServerId, WorkerId};
+use crate::pool::Order;
+
+/// What a node is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneRole {
+    /// Takes writes; the only lane of a plain entry is one.
+    Writer,
+    /// A healthy standby.
+    Reader,
+    /// Not to be used.
+    Down,
+}
+
+/// What a client needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Want {
+    /// The writer; held while there is none.
+    Writer,
+    /// A reader, or the writer if there is no reader.
+    Reader,
+    /// A reader only.
+    ReaderOnly,
+    /// Any healthy node.
+    Any,
+    /// That node, whatever its role.
+    Node(LaneId),
+}
+
+/// Logins that fail.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    pub(super) retry_at: Instant,
+    pub(super) reason: String,
+}
+
+/// A lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) id: LaneId,
+    pub(super) role: LaneRole,
+    pub(super) failed: Option<Failed>,
+    idle: Vec<VecDeque<ServerId>>,
+    peak: (Option<Instant>, usize),
+}
+
+impl Lane {
+    pub(super) fn new(id: LaneId, role: LaneRole, workers: usize) -> Self {
+        let idle = (0..workers.max(1)).map(|_| VecDeque::new()).collect();
+        Lane { id, role, failed: None, idle, peak: (None, 0) }
+    }
+
+    /// Parks an idle server with its home worker.
+    pub(super) fn park(&mut self, id: ServerId, home: WorkerId) {
+        let index = usize::from(home.0) % self.idle.len();
+        self.idle[index].push_back(id);
+    }
+
+    /// Takes an idle server: a local one, else one of the worker that has most.
+    pub(super) fn take(&mut self, worker: WorkerId, order: Order) -> Option<ServerId> {
+        let local = usize::from(worker.0) % self.idle.len();
+        let pop = |parked: &mut VecDeque<ServerId>| match order {
+            Order::Lifo => parked.pop_back(),
+            Order::RoundRobin => parked.pop_front(),
+        };
+        if let Some(id) = pop(&mut self.idle[local]) {
+            return Some(id);
+        }
+        pop(self.idle.iter_mut().max_by_key(|parked| parked.len())?)
+    }
+
+    /// Removes a server from its home's parked ones; answers whether it was there.
+    pub(super) fn unpark(&mut self, id: ServerId, home: WorkerId) -> bool {
+        let index = usize::from(home.0) % self.idle.len();
+        let parked = &mut self.idle[index];
+        let found = parked.iter().position(|parked| *parked == id);
+        found.is_some_and(|position| parked.remove(position).is_some())
+    }
+
+    pub(super) fn idle_ids(&self) -> impl Iterator<Item = ServerId> {
+        self.idle.iter().flatten().copied()
+    }
+
+    pub(super) fn oldest_idle(&mut self) -> Option<ServerId> {
+        self.idle.iter().find_map(|parked| parked.front().copied())
+    }
+
+    pub(super) fn idle_len(&self) -> usize {
+        self.idle.iter().map(VecDeque::len).sum()
+    }
+
+    pub(super) fn clear_idle(&mut self) {
+        self.idle.iter_mut().for_each(VecDeque::clear);
+    }
+
+    /// Remembers how many servers are in use, as the peak of a span.
+    pub(super) fn note_use(&mut self, now: Instant, busy: usize) {
+        let (since, peak) = self.peak;
+        let over = since.is_none_or(|since| now.saturating_duration_since(since) > PEAK_KEPT);
+        if busy >= peak || over {
+            self.peak = (Some(now), busy);
+        }
+    }
+
+    /// The peak, if it lies within `span`.
+    pub(super) fn peak(&self, now: Instant, span: Duration) -> Option<usize> {
+        let (since, peak) = self.peak;
+        since.filter(|since| now.saturating_duration_since(*since) <= span).map(|_| peak)
+    }
+}
+
+/// How long a peak stands before a lower one replaces it.
+const PEAK_KEPT: Duration = Duration::from_secs(60);
