@@ -2,5 +2,4 @@
 
 pub mod link;
 pub mod login;
-pub mod lost;
 pub mod request;
