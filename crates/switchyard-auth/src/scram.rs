@@ -1,0 +1,349 @@
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677), both sides, without channel binding.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+
+use crate::secret::same;
+
+/// A verifier.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Rounds of hashing.
+    pub iterations: u32,
+    /// Salt.
+    pub salt: Vec<u8>,
+    /// H(ClientKey).
+    pub stored_key: [u8; 32],
+    /// ServerKey.
+    pub server_key: [u8; 32],
+}
+
+/// The two keys of a password, which let their holder log in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// ClientKey.
+    pub client_key: [u8; 32],
+    /// ServerKey.
+    pub server_key: [u8; 32],
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stored")
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys")
+    }
+}
+
+impl Keys {
+    /// H(ClientKey).
+    pub fn stored_key(&self) -> [u8; 32] {
+        Sha256::digest(self.client_key).into()
+    }
+
+    /// A verifier with these keys.
+    pub fn stored(&self, salt: Vec<u8>, iterations: u32) -> Stored {
+        let (stored_key, server_key) = (self.stored_key(), self.server_key);
+        Stored { iterations, salt, stored_key, server_key }
+    }
+}
+
+/// What went wrong; shows as PgBouncer's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScramError {
+    /// A message does not follow the grammar.
+    Malformed(&'static str),
+    /// The client wants channel binding.
+    Binding,
+    /// The nonce is not ours.
+    Nonce,
+    /// The proof does not fit.
+    Proof,
+    /// The server's signature does not fit.
+    Signature,
+}
+
+impl fmt::Display for ScramError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ScramError::Malformed(what) => write!(f, "malformed SCRAM message ({what})"),
+            ScramError::Binding => {
+                f.write_str("client requires SCRAM channel binding, but it is not supported")
+            }
+            ScramError::Nonce => f.write_str("invalid SCRAM response (nonce does not match)"),
+            ScramError::Proof => f.write_str("password authentication failed"),
+            ScramError::Signature => f.write_str("invalid server signature"),
+        }
+    }
+}
+
+fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
+fn xor(mut a: [u8; 32], b: &[u8; 32]) -> [u8; 32] {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a ^= b);
+    a
+}
+
+/// Hi() of RFC 5802.
+fn salted(password: &[u8], salt: &[u8], iterations: u32) -> [u8; 32] {
+    let base = Hmac::<Sha256>::new_from_slice(password).expect("HMAC takes keys of any length");
+    let mut mac = base.clone();
+    mac.update(salt);
+    mac.update(&1u32.to_be_bytes());
+    let mut round: [u8; 32] = mac.finalize().into_bytes().into();
+    let mut sum = round;
+    for _ in 1..iterations {
+        let mut mac = base.clone();
+        mac.update(&round);
+        round = mac.finalize().into_bytes().into();
+        sum = xor(sum, &round);
+    }
+    sum
+}
+
+/// The keys of a password. It goes through SASLprep; if that fails, its bytes count.
+pub fn keys(password: &[u8], salt: &[u8], iterations: u32) -> Keys {
+    let prepared = std::str::from_utf8(password).ok().and_then(|p| stringprep::saslprep(p).ok());
+    let bytes = prepared.as_ref().map_or(password, |prepared| prepared.as_bytes());
+    let salted = salted(bytes, salt, iterations);
+    Keys {
+        client_key: hmac(&salted, &[b"Client Key"]),
+        server_key: hmac(&salted, &[b"Server Key"]),
+    }
+}
+
+fn attributes(message: &str) -> impl Iterator<Item = (char, &str)> {
+    message.split(',').filter_map(|part| {
+        let (name, value) = part.split_once('=')?;
+        Some((name.chars().next()?, value))
+    })
+}
+
+fn attribute<'a>(message: &'a str, wanted: char) -> Option<&'a str> {
+    attributes(message).find(|(name, _)| *name == wanted).map(|(_, value)| value)
+}
+
+/// Whether the exchange can succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// If the proof is right.
+    Possible,
+    /// Never: the user is unknown, which must not show.
+    Never,
+}
+
+/// The side that a client logs in to, waiting for the client's last message.
+#[derive(Debug)]
+pub struct ServerExchange {
+    stored: Stored,
+    outcome: Outcome,
+    gs2: String,
+    first_bare: String,
+    nonce: String,
+    server_first: String,
+}
+
+/// A right proof.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The server's last message.
+    pub server_final: Vec<u8>,
+    /// The keys recovered from the proof.
+    pub keys: Keys,
+}
+
+impl ServerExchange {
+    /// Takes the client's first message; answers the exchange and the server's first message.
+    pub fn start(
+        stored: Stored,
+        outcome: Outcome,
+        message: &[u8],
+        server_nonce: &str,
+    ) -> Result<(Self, Vec<u8>), ScramError> {
+        let text = std::str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))?;
+        let mut parts = text.splitn(3, ',');
+        let (flag, authzid, bare) = (parts.next(), parts.next(), parts.next());
+        let (Some(flag), Some(authzid), Some(bare)) = (flag, authzid, bare) else {
+            return Err(ScramError::Malformed("too short"));
+        };
+        match flag {
+            "n" | "y" => {}
+            _ if flag.starts_with("p=") => return Err(ScramError::Binding),
+            _ => return Err(ScramError::Malformed("unexpected channel-binding flag")),
+        }
+        if !bare.starts_with("n=") {
+            return Err(ScramError::Malformed("no user name"));
+        }
+        let nonce = attribute(bare, 'r').filter(|nonce| !nonce.is_empty());
+        let Some(nonce) = nonce else { return Err(ScramError::Malformed("no nonce")) };
+        let nonce = format!("{nonce}{server_nonce}");
+        let salt = STANDARD.encode(&stored.salt);
+        let server_first = format!("r={nonce},s={salt},i={}", stored.iterations);
+        let answer = server_first.clone().into_bytes();
+        let gs2 = format!("{flag},{authzid},");
+        let first_bare = bare.to_string();
+        Ok((ServerExchange { stored, outcome, gs2, first_bare, nonce, server_first }, answer))
+    }
+
+    /// Takes the client's last message.
+    pub fn finish(self, message: &[u8]) -> Result<Accepted, ScramError> {
+        let text = std::str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))?;
+        let (without_proof, proof) =
+            text.rsplit_once(",p=").ok_or(ScramError::Malformed("no proof"))?;
+        let proof: Option<[u8; 32]> =
+            STANDARD.decode(proof).ok().and_then(|proof| proof.try_into().ok());
+        let proof = proof.ok_or(ScramError::Malformed("bad proof"))?;
+        let binding = attribute(without_proof, 'c').ok_or(ScramError::Malformed("no binding"))?;
+        if binding != STANDARD.encode(&self.gs2) {
+            return Err(ScramError::Malformed("binding does not match"));
+        }
+        if attribute(without_proof, 'r') != Some(&self.nonce) {
+            return Err(ScramError::Nonce);
+        }
+        let message = auth_message(&self.first_bare, &self.server_first, without_proof);
+        let signature = hmac(&self.stored.stored_key, &[message.as_bytes()]);
+        let client_key = xor(proof, &signature);
+        let stored_key: [u8; 32] = Sha256::digest(client_key).into();
+        if !same(&stored_key, &self.stored.stored_key) || self.outcome == Outcome::Never {
+            return Err(ScramError::Proof);
+        }
+        let signature = hmac(&self.stored.server_key, &[message.as_bytes()]);
+        let server_final = format!("v={}", STANDARD.encode(signature)).into_bytes();
+        let keys = Keys { client_key, server_key: self.stored.server_key };
+        Ok(Accepted { server_final, keys })
+    }
+}
+
+fn auth_message(first_bare: &str, server_first: &str, without_proof: &str) -> String {
+    format!("{first_bare},{server_first},{without_proof}")
+}
+
+/// What the side that logs in knows.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// The password.
+    Password(Vec<u8>),
+    /// Keys that a client's login revealed.
+    Keys(Keys),
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential")
+    }
+}
+
+/// The side that logs in to a server.
+#[derive(Debug)]
+pub struct ClientExchange {
+    credential: Credential,
+    nonce: String,
+    server_signature: Option<[u8; 32]>,
+}
+
+impl ClientExchange {
+    /// A login with a fresh nonce of printable characters.
+    pub fn new(credential: Credential, nonce: String) -> Self {
+        ClientExchange { credential, nonce, server_signature: None }
+    }
+
+    /// The first message.
+    pub fn first(&self) -> Vec<u8> {
+        format!("n,,n=,r={}", self.nonce).into_bytes()
+    }
+
+    /// Takes the server's first message; answers our last one.
+    pub fn last(&mut self, message: &[u8]) -> Result<Vec<u8>, ScramError> {
+        let text = std::str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))?;
+        let nonce = attribute(text, 'r').ok_or(ScramError::Malformed("no nonce"))?;
+        if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
+            return Err(ScramError::Nonce);
+        }
+        let salt = attribute(text, 's').and_then(|salt| STANDARD.decode(salt).ok());
+        let salt = salt.ok_or(ScramError::Malformed("no salt"))?;
+        let iterations: Option<u32> = attribute(text, 'i').and_then(|count| count.parse().ok());
+        let iterations = iterations.filter(|count| (1..=ITERATIONS_MAX).contains(count));
+        let iterations = iterations.ok_or(ScramError::Malformed("bad iterations"))?;
+        let keys = match &self.credential {
+            Credential::Password(password) => keys(password, &salt, iterations),
+            Credential::Keys(keys) => keys.clone(),
+        };
+        let without_proof = format!("c=biws,r={nonce}");
+        let message = auth_message(&format!("n=,r={}", self.nonce), text, &without_proof);
+        let signature = hmac(&keys.stored_key(), &[message.as_bytes()]);
+        self.server_signature = Some(hmac(&keys.server_key, &[message.as_bytes()]));
+        let proof = STANDARD.encode(xor(keys.client_key, &signature));
+        Ok(format!("{without_proof},p={proof}").into_bytes())
+    }
+
+    /// Takes the server's last message.
+    pub fn check(&self, message: &[u8]) -> Result<(), ScramError> {
+        let text = std::str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))?;
+        let signature = attribute(text, 'v').and_then(|value| STANDARD.decode(value).ok());
+        match (signature, self.server_signature) {
+            (Some(sent), Some(wanted)) if same(&sent, &wanted) => Ok(()),
+            _ => Err(ScramError::Signature),
+        }
+    }
+}
+
+/// Rounds beyond which a server is not believed.
+const ITERATIONS_MAX: u32 = 10_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn exchange(known: &[u8], typed: &[u8], outcome: Outcome) -> Result<Keys, ScramError> {
+        let stored = keys(known, b"salt", 7).stored(b"salt".to_vec(), 7);
+        let mut client = ClientExchange::new(Credential::Password(typed.into()), "abc".into());
+        let (server, first) = ServerExchange::start(stored, outcome, &client.first(), "def")?;
+        let accepted = server.finish(&client.last(&first)?)?;
+        client.check(&accepted.server_final)?;
+        Ok(accepted.keys)
+    }
+
+    #[test]
+    fn the_example_of_rfc_7677() {
+        let stored =
+            keys(b"pencil", &STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").expect("salt"), 4096);
+        let message = "n=user,r=rOprNGfwEbeRWgbNEkqO,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFI\
+                       lj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r=rOprNGfwEbeRWgbNEkqO\
+                       %hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
+        let proof = xor(stored.client_key, &hmac(&stored.stored_key(), &[message.as_bytes()]));
+        assert_eq!(STANDARD.encode(proof), "dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=");
+    }
+
+    #[test]
+    fn both_sides_agree_and_keys_log_in() {
+        let found = exchange(b"pw", b"pw", Outcome::Possible).expect("the right password");
+        assert_eq!(found, keys(b"pw", b"salt", 7));
+        assert_eq!(exchange(b"pw", b"px", Outcome::Possible), Err(ScramError::Proof));
+        assert_eq!(exchange(b"pw", b"pw", Outcome::Never), Err(ScramError::Proof));
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_panics(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let stored = keys(b"pw", b"salt", 1).stored(b"salt".to_vec(), 1);
+            let _ = ServerExchange::start(stored.clone(), Outcome::Possible, &bytes, "x");
+            let (server, _) = ServerExchange::start(stored, Outcome::Possible, b"n,,n=,r=a", "x")
+                .expect("a first message");
+            let _ = server.finish(&bytes);
+            let _ = ClientExchange::new(Credential::Password(vec![]), "a".into()).last(&bytes);
+        }
+    }
+}
