@@ -4,10 +4,9 @@
 pub mod batch;
 pub mod client;
 pub mod console;
-pub mod hook;
 pub mod ids;
+pub mod lifecycle;
 pub mod params;
 pub mod pool;
 pub mod prepared;
 pub mod server;
-pub mod switchover;

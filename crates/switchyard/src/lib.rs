@@ -1,6 +1,16 @@
-//! The shell of the pooler: it performs every action and takes no decision that depends on
-//! protocol content. Decisions live in `switchyard-core`.
+//! The pooler: workers and their connections, settings, the console, the log.
+//!
+//! Every decision that depends on the protocol is taken in `switchyard-core`; here are the
+//! threads, sockets and clocks.
 
-pub mod hooks;
+pub mod entries;
+pub mod listen;
 pub mod log;
-pub mod services;
+pub mod options;
+pub mod pools;
+pub mod reload;
+pub mod shared;
+pub mod signals;
+pub mod snapshot;
+pub mod statistics;
+pub mod worker;

@@ -1,1 +1,181 @@
-//! Placeholder.
+//! The dialogue in which a client proves who it is. Not here: who may log in at all, and what
+//! comes after. Invariant: exactly one outcome; no secret in a text.
+
+use switchyard_auth::md5;
+use switchyard_auth::scram::{self, Keys, Outcome, ScramError, ServerExchange, Stored};
+use switchyard_auth::secret::{Secret, same};
+use switchyard_wire::build::{self, Authentication};
+use switchyard_wire::{read, tag::frontend};
+
+/// How the client is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Password in the clear.
+    Plain,
+    /// MD5 with this salt; users with a SCRAM secret are asked for SCRAM.
+    Md5([u8; 4]),
+    /// SCRAM-SHA-256.
+    Scram,
+}
+
+/// Randomness and settings for one dialogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Material {
+    /// Our part of the SCRAM nonce.
+    pub nonce: String,
+    /// Salt for derived and mock verifiers.
+    pub salt: Vec<u8>,
+    /// Rounds for derived and mock verifiers.
+    pub iterations: u32,
+}
+
+/// ```text
+/// Password ──► done
+/// SaslInitial ──► SaslFinal ──► done
+/// ```
+#[derive(Debug)]
+enum State {
+    /// Waits for a password or an MD5 answer.
+    Password,
+    /// Waits for the choice of a mechanism.
+    SaslInitial,
+    /// Waits for the proof.
+    SaslFinal(Box<ServerExchange>),
+    /// Decided.
+    Done,
+}
+
+/// A dialogue.
+#[derive(Debug)]
+pub struct Login {
+    method: Method,
+    user: Vec<u8>,
+    secret: Option<Secret>,
+    material: Material,
+    state: State,
+}
+
+/// What a message brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The dialogue goes on.
+    More,
+    /// The client is who it says; keys come from a SCRAM login against a stored secret.
+    Accepted(Option<Keys>),
+    /// It is not: text of an ERROR line if there is one, and of the FATAL.
+    Refused(Option<String>, &'static str),
+}
+
+const PASSWORD_FAILED: &str = "password authentication failed";
+const SASL_FAILED: &str = "SASL authentication failed";
+
+impl Login {
+    /// A dialogue with a user; one without a secret goes through it and fails.
+    pub fn new(method: Method, user: &str, secret: Option<Secret>, material: Material) -> Self {
+        let method = match (&method, &secret) {
+            (Method::Md5(_), Some(Secret::Scram(..))) => Method::Scram,
+            _ => method,
+        };
+        let state = match method {
+            Method::Plain | Method::Md5(_) => State::Password,
+            Method::Scram => State::SaslInitial,
+        };
+        Login { method, user: user.into(), secret, material, state }
+    }
+
+    /// Appends the question.
+    pub fn ask(&self, out: &mut Vec<u8>) {
+        let request = match self.method {
+            Method::Plain => Authentication::Cleartext,
+            Method::Md5(salt) => Authentication::Md5(salt),
+            Method::Scram => Authentication::Sasl(&["SCRAM-SHA-256"]),
+        };
+        build::authentication(out, request);
+    }
+
+    /// A message of the client.
+    pub fn handle_message(&mut self, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Step {
+        if tag != frontend::PASSWORD {
+            return Step::Refused(None, "bad packet");
+        }
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Password => self.password(body),
+            State::SaslInitial => self.sasl_initial(body, out),
+            State::SaslFinal(exchange) => match exchange.finish(body) {
+                Ok(accepted) => {
+                    build::authentication(out, Authentication::SaslFinal(&accepted.server_final));
+                    let stored = matches!(self.secret, Some(Secret::Scram(..)));
+                    Step::Accepted(stored.then_some(accepted.keys))
+                }
+                Err(error) => refused(error),
+            },
+            State::Done => Step::Refused(None, "bad packet"),
+        }
+    }
+
+    fn password(&self, body: &[u8]) -> Step {
+        let Some((password, _)) = read::cstr(body) else {
+            return Step::Refused(None, "failed to parse packet");
+        };
+        if password.is_empty() {
+            return Step::Refused(None, "empty password returned by client");
+        }
+        let accepted = match (&self.secret, self.method) {
+            (None, _) => false,
+            (Some(secret), Method::Md5(salt)) => {
+                let stored = match secret {
+                    Secret::Plain(known) => Some(md5::secret(&self.user, known)),
+                    Secret::Md5(stored) => Some(stored.clone()),
+                    Secret::Empty | Secret::Scram(..) => None,
+                };
+                stored.is_some_and(|stored| same(&md5::response(&stored, salt), password))
+            }
+            (Some(secret), Method::Plain | Method::Scram) => secret.accepts(&self.user, password),
+        };
+        if accepted { Step::Accepted(None) } else { Step::Refused(None, PASSWORD_FAILED) }
+    }
+
+    fn sasl_initial(&mut self, body: &[u8], out: &mut Vec<u8>) -> Step {
+        let Some((mechanism, data)) = read::sasl_initial(body) else {
+            return refused(ScramError::Malformed("broken initial response"));
+        };
+        if mechanism != b"SCRAM-SHA-256" {
+            let text = "client selected an invalid SASL authentication mechanism";
+            return Step::Refused(None, text);
+        }
+        let (stored, outcome) = match self.verifier() {
+            Ok(verifier) => verifier,
+            Err(cause) => return Step::Refused(Some(cause.into()), SASL_FAILED),
+        };
+        let message = data.unwrap_or_default();
+        match ServerExchange::start(stored, outcome, message, &self.material.nonce) {
+            Ok((exchange, first)) => {
+                build::authentication(out, Authentication::SaslContinue(&first));
+                self.state = State::SaslFinal(Box::new(exchange));
+                Step::More
+            }
+            Err(error) => refused(error),
+        }
+    }
+
+    fn verifier(&self) -> Result<(Stored, Outcome), &'static str> {
+        let Material { salt, iterations, .. } = &self.material;
+        match &self.secret {
+            Some(Secret::Scram(_, stored)) => Ok((stored.clone(), Outcome::Possible)),
+            Some(Secret::Plain(password)) => {
+                let keys = scram::keys(password, salt, *iterations);
+                Ok((keys.stored(salt.clone(), *iterations), Outcome::Possible))
+            }
+            Some(Secret::Md5(_)) => Err("SCRAM authentication failed: user has MD5 secret"),
+            Some(Secret::Empty) | None => {
+                let (stored_key, server_key) = ([0; 32], [0; 32]);
+                let (salt, iterations) = (salt.clone(), *iterations);
+                Ok((Stored { iterations, salt, stored_key, server_key }, Outcome::Never))
+            }
+        }
+    }
+}
+
+fn refused(error: ScramError) -> Step {
+    Step::Refused(Some(error.to_string()), SASL_FAILED)
+}

@@ -125,9 +125,8 @@ fn parameter(
         request.params.set(index, value);
         return Ok(());
     }
-    let ignored = |word: &[u8]| {
-        rules.ignore.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(word))
-    };
+    let ignored =
+        |word: &[u8]| rules.ignore.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(word));
     if ignored(name) || (!place.is_empty() && ignored(b"options")) {
         return Ok(());
     }

@@ -1,1 +1,7 @@
-//! Placeholder until the first part lands.
+//! The admin console: its commands, and the tables that it shows. What the numbers are comes from
+//! the shell. Texts, columns and their order are PgBouncer's.
+
+mod grammar;
+pub mod tables;
+
+pub use grammar::{Command, Show, Shutdown, parse};

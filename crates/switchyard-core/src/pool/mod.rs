@@ -487,6 +487,21 @@ impl Pool {
         self.slots.get(&id).map(|slot| slot.lane)
     }
 
+    /// Whether nothing is given out.
+    pub fn is_paused(&self) -> bool {
+        self.gate == Gate::Paused
+    }
+
+    /// Whether a server was idle for so long that it is checked before its next use.
+    pub fn is_used(&self, now: Instant, id: ServerId) -> bool {
+        self.slots.get(&id).is_some_and(|slot| self.is_unchecked(now, slot))
+    }
+
+    /// Whether a lane leads to the writer.
+    pub fn is_writer(&self, lane: LaneId) -> bool {
+        self.lanes.iter().any(|known| known.id == lane && known.role == LaneRole::Writer)
+    }
+
     /// When a server was logged in, and when it was last used.
     pub fn times(&self, id: ServerId) -> Option<(Instant, Instant)> {
         self.slots.get(&id).map(|slot| (slot.started, slot.used))

@@ -1,1 +1,258 @@
-//! Placeholder.
+//! Logging in to a server: startup packet, password dialogue, parameters, until it is ready.
+//! Texts are PgBouncer's.
+
+use switchyard_auth::md5;
+use switchyard_auth::scram::{ClientExchange, Credential, Keys};
+use switchyard_auth::secret::Secret;
+use switchyard_wire::startup::VERSION_3_0;
+use switchyard_wire::tag::backend;
+use switchyard_wire::{build, read};
+
+/// What is needed to log in.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// User name.
+    pub user: String,
+    /// Its secret, if any is known.
+    pub secret: Option<Secret>,
+    /// Keys of a client's SCRAM login with that secret.
+    pub keys: Option<Keys>,
+    /// A fresh nonce.
+    pub nonce: String,
+}
+
+/// What a server said when it was ready.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Welcome {
+    /// Reported parameters in order.
+    pub parameters: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Process id.
+    pub pid: u32,
+    /// Process id and secret, as a cancel request has to carry them.
+    pub key: Vec<u8>,
+}
+
+/// What a message brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerLoginStep {
+    /// The login goes on.
+    More,
+    /// The server is ready.
+    Done(Welcome),
+}
+
+/// Why a login failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerLoginError {
+    /// The server said no.
+    Refused {
+        /// Its severity.
+        severity: String,
+        /// Its SQLSTATE; 08P01 if it sent none.
+        sqlstate: String,
+        /// Its message.
+        message: String,
+    },
+    /// We cannot answer its question: ERROR line, and the text for clients if they are told.
+    CannotAnswer(String, Option<&'static str>),
+    /// It broke the protocol; why.
+    Broken(&'static str),
+}
+
+/// A login under way.
+#[derive(Debug)]
+pub struct ServerLogin {
+    parameters: Vec<(String, String)>,
+    credentials: Credentials,
+    exchange: Option<ClientExchange>,
+    welcome: Welcome,
+}
+
+type Answer = Result<ServerLoginStep, ServerLoginError>;
+
+impl ServerLogin {
+    /// A login with these startup parameters, the user's name aside.
+    pub fn new(parameters: Vec<(String, String)>, credentials: Credentials) -> Self {
+        ServerLogin { parameters, credentials, exchange: None, welcome: Welcome::default() }
+    }
+
+    /// Appends the startup packet.
+    pub fn start(&self, out: &mut Vec<u8>) {
+        let user = [("user", self.credentials.user.as_str())];
+        let rest = self.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let pairs = user.into_iter().chain(rest);
+        let bytes = pairs.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        build::startup(out, VERSION_3_0, bytes);
+    }
+
+    /// A message of the server.
+    pub fn handle_message(&mut self, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Answer {
+        match tag {
+            backend::AUTHENTICATION => self.authentication(body, out),
+            backend::ERROR => Err(refused(body)),
+            backend::NOTICE | backend::NEGOTIATE_PROTOCOL => Ok(ServerLoginStep::More),
+            backend::PARAMETER_STATUS => {
+                let pair = read::parameter_status(body);
+                let (name, value) =
+                    pair.ok_or(ServerLoginError::Broken("broken ParameterStatus packet"))?;
+                self.welcome.parameters.push((name.into(), value.into()));
+                Ok(ServerLoginStep::More)
+            }
+            backend::BACKEND_KEY_DATA => {
+                let pid = body.first_chunk::<4>().filter(|_| body.len() >= 8);
+                let pid = pid.ok_or(ServerLoginError::Broken("bad cancel key"))?;
+                self.welcome.pid = u32::from_be_bytes(*pid);
+                self.welcome.key = body.into();
+                Ok(ServerLoginStep::More)
+            }
+            backend::READY_FOR_QUERY => {
+                Ok(ServerLoginStep::Done(std::mem::take(&mut self.welcome)))
+            }
+            _ => Err(ServerLoginError::Broken("unknown pkt from server")),
+        }
+    }
+
+    fn authentication(&mut self, body: &[u8], out: &mut Vec<u8>) -> Answer {
+        let request = read::authentication(body);
+        match request.ok_or(ServerLoginError::Broken("failed to answer authreq"))? {
+            read::Authentication::Ok => {}
+            read::Authentication::Cleartext => {
+                let text = self.credentials.secret.as_ref().map_or(&b""[..], Secret::text);
+                build::password(out, text);
+            }
+            read::Authentication::Md5(salt) => {
+                let stored = match &self.credentials.secret {
+                    Some(Secret::Plain(known)) => {
+                        md5::secret(self.credentials.user.as_bytes(), known)
+                    }
+                    Some(Secret::Md5(stored)) => stored.clone(),
+                    Some(Secret::Empty | Secret::Scram(..)) | None => {
+                        return wrong_type("cannot do MD5 authentication: wrong password type");
+                    }
+                };
+                build::password(out, &md5::response(&stored, salt));
+            }
+            read::Authentication::Sasl(mechanisms) => self.sasl(&mechanisms, out)?,
+            read::Authentication::SaslContinue(message) => {
+                let exchange = self.exchange.as_mut();
+                let exchange = exchange.ok_or(ServerLoginError::Broken("bad packet"))?;
+                let last = exchange
+                    .last(message)
+                    .map_err(|error| ServerLoginError::CannotAnswer(error.to_string(), None))?;
+                build::sasl_response(out, &last);
+            }
+            read::Authentication::SaslFinal(message) => {
+                let exchange = self.exchange.as_ref();
+                let exchange = exchange.ok_or(ServerLoginError::Broken("bad packet"))?;
+                exchange.check(message).map_err(|error| {
+                    let told = "server login failed: invalid server signature";
+                    ServerLoginError::CannotAnswer(error.to_string(), Some(told))
+                })?;
+            }
+            read::Authentication::Other(kind) => {
+                let line = format!("unknown/unsupported auth method: {kind}");
+                return Err(ServerLoginError::CannotAnswer(line, None));
+            }
+        }
+        Ok(ServerLoginStep::More)
+    }
+
+    fn sasl(&mut self, mechanisms: &[&[u8]], out: &mut Vec<u8>) -> Result<(), ServerLoginError> {
+        if !mechanisms.contains(&&b"SCRAM-SHA-256"[..]) {
+            let told = "server login failed: none of the server's SASL authentication mechanisms \
+                        are supported";
+            return Err(ServerLoginError::CannotAnswer(told.into(), Some(told)));
+        }
+        let credential = match (&self.credentials.secret, &self.credentials.keys) {
+            (Some(Secret::Plain(password)), _) => Credential::Password(password.clone()),
+            (Some(Secret::Scram(..)), Some(keys)) => Credential::Keys(keys.clone()),
+            (Some(Secret::Scram(..)), None) => {
+                return wrong_type(
+                    "cannot do SCRAM authentication: password is SCRAM secret but client \
+                     authentication did not provide SCRAM keys",
+                )
+                .map(|_| ());
+            }
+            (Some(Secret::Empty | Secret::Md5(_)) | None, _) => {
+                let line = "cannot do SCRAM authentication: wrong password type";
+                return wrong_type(line).map(|_| ());
+            }
+        };
+        let exchange = ClientExchange::new(credential, self.credentials.nonce.clone());
+        build::sasl_initial(out, "SCRAM-SHA-256", &exchange.first());
+        self.exchange = Some(exchange);
+        Ok(())
+    }
+}
+
+fn wrong_type(line: &str) -> Answer {
+    let told = "server login failed: wrong password type";
+    Err(ServerLoginError::CannotAnswer(line.into(), Some(told)))
+}
+
+fn refused(body: &[u8]) -> ServerLoginError {
+    let field = |kind| read::field(body, kind).map(|text| String::from_utf8_lossy(text).into());
+    ServerLoginError::Refused {
+        severity: field(b'S').unwrap_or_else(|| "FATAL".to_string()),
+        sqlstate: field(b'C').unwrap_or_else(|| "08P01".to_string()),
+        message: field(b'M').unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::login::{Login, Material, Method, Step};
+    use proptest::prelude::*;
+    use switchyard_wire::frame;
+
+    /// Lets our two sides talk to each other: a client's login is a server's question.
+    fn check(method: Method, known: &[u8], typed: &[u8]) -> bool {
+        let material = Material { nonce: "n".into(), salt: vec![1; 16], iterations: 5 };
+        let mut login = Login::new(method, "u", Some(Secret::parse(known)), material);
+        let secret = Some(Secret::parse(typed));
+        let credentials = Credentials { user: "u".into(), secret, keys: None, nonce: "m".into() };
+        let mut server = ServerLogin::new(vec![], credentials);
+        let mut question = Vec::new();
+        login.ask(&mut question);
+        loop {
+            let Ok(Some((head, body, _))) = frame::split(&question) else { return false };
+            let mut answer = Vec::new();
+            if server.handle_message(head.tag, body, &mut answer).is_err() {
+                return false;
+            }
+            let Ok(Some((head, body, _))) = frame::split(&answer) else { return false };
+            let mut next = Vec::new();
+            match login.handle_message(head.tag, body, &mut next) {
+                Step::More => question = next,
+                Step::Accepted(_) => return true,
+                Step::Refused(..) => return false,
+            }
+        }
+    }
+
+    #[test]
+    fn both_sides_of_every_method() {
+        for method in [Method::Plain, Method::Md5([1, 2, 3, 4]), Method::Scram] {
+            assert!(check(method, b"pw", b"pw"), "{method:?}");
+            assert!(!check(method, b"pw", b"px"), "{method:?}");
+        }
+        let md5 = md5::secret(b"u", b"pw");
+        assert!(check(Method::Md5([9; 4]), &md5, b"pw"));
+        assert!(check(Method::Md5([9; 4]), b"pw", &md5));
+        assert!(!check(Method::Scram, &md5, b"pw"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_panics(tag: u8, body in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let secret = Some(Secret::parse(b"pw"));
+            let credentials =
+                Credentials { user: "u".into(), secret, keys: None, nonce: "m".into() };
+            let mut server = ServerLogin::new(vec![], credentials);
+            for tag in [tag, b'R', b'K', b'S', b'E'] {
+                let _ = server.handle_message(tag, &body, &mut Vec::new());
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Entries of `[databases]` as the workers share them: definition, state, counters, pools.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use switchyard_config::Database;
+
+use crate::pools::SharedPool;
+
+/// One entry. It outlives reloads of its definition.
+#[derive(Debug)]
+pub struct Entry {
+    /// Name in the ini.
+    pub name: String,
+    /// Clients, from the moment their database is known.
+    pub clients: AtomicUsize,
+    definition: Mutex<Arc<Database>>,
+    state: AtomicU8,
+    next_host: AtomicU32,
+    pools: Mutex<Vec<Arc<SharedPool>>>,
+}
+
+/// Whether an entry takes new logins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It does.
+    Enabled,
+    /// DISABLE.
+    Disabled,
+}
+
+impl Entry {
+    /// A new entry.
+    pub fn new(name: String, definition: Database) -> Self {
+        Entry {
+            name,
+            clients: AtomicUsize::new(0),
+            definition: Mutex::new(Arc::new(definition)),
+            state: AtomicU8::new(0),
+            next_host: AtomicU32::new(0),
+            pools: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The definition in force.
+    pub fn definition(&self) -> Arc<Database> {
+        Arc::clone(&self.definition.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A reload changed the definition.
+    pub fn define(&self, definition: Database) {
+        *self.definition.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(definition);
+    }
+
+    /// Whether new logins are taken.
+    pub fn admission(&self) -> Admission {
+        match self.state.load(Ordering::Relaxed) {
+            0 => Admission::Enabled,
+            _ => Admission::Disabled,
+        }
+    }
+
+    /// DISABLE and ENABLE.
+    pub fn set_admission(&self, admission: Admission) {
+        self.state.store(u8::from(admission == Admission::Disabled), Ordering::Relaxed);
+    }
+
+    /// Index of the host that the next attempt of a list takes.
+    pub fn turn(&self) -> usize {
+        self.next_host.fetch_add(1, Ordering::Relaxed) as usize
+    }
+
+    /// Its pools.
+    pub fn pools(&self) -> Vec<Arc<SharedPool>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The pool of a user, made by `make` if there is none.
+    pub fn pool(&self, user: &str, make: impl FnOnce() -> SharedPool) -> (Arc<SharedPool>, Made) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.iter().find(|pool| pool.user == user) {
+            return (Arc::clone(pool), Made::Before);
+        }
+        let pool = Arc::new(make());
+        pools.push(Arc::clone(&pool));
+        (pool, Made::Now)
+    }
+}
+
+/// Whether a pool existed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// It was there.
+    Before,
+    /// It was made now.
+    Now,
+}

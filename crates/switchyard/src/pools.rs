@@ -1,0 +1,224 @@
+//! Pools shared by all workers: the machine, the parked connections, and the counters.
+//!
+//! One lock guards the machine and the connections it owns; it is held for a decision, never for
+//! input or output. What has to be done afterwards comes back as orders.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use foldhash::fast::RandomState;
+use switchyard_auth::scram::Keys;
+use switchyard_config::PoolMode;
+use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
+use switchyard_core::params::Params;
+use switchyard_core::pool::{Effect, OpenFailure, Pool};
+
+use crate::entries::Entry;
+use crate::worker::server::Server;
+
+/// Parameters of the first server of a pool, for welcomes.
+#[derive(Debug)]
+pub struct Welcome {
+    /// Reported parameters that are not tracked, in the server's order.
+    pub untracked: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Tracked ones.
+    pub params: Params,
+}
+
+/// A pool.
+#[derive(Debug)]
+pub struct SharedPool {
+    /// The entry it belongs to.
+    pub entry: Arc<Entry>,
+    /// User at the server.
+    pub user: String,
+    /// Counters, one block a worker.
+    pub stats: Box<[Stats]>,
+    mode: AtomicU8,
+    prepared: AtomicUsize,
+    inner: Mutex<Inner>,
+}
+
+/// What the lock guards.
+#[derive(Debug)]
+pub struct Inner {
+    /// Who gets what.
+    pub machine: Pool,
+    /// Idle connections.
+    pub parked: HashMap<ServerId, Box<Server>, RandomState>,
+    /// For logins.
+    pub welcome: Option<Arc<Welcome>>,
+    /// Keys of a client's SCRAM login, for logins to servers.
+    pub keys: Option<Keys>,
+}
+
+/// Something that a worker has to do after a decision.
+#[derive(Debug)]
+pub enum Order {
+    /// Open a connection.
+    Open(ServerId, LaneId, WorkerId),
+    /// Hand a connection to a waiting client.
+    Give(Box<Server>, Ticket),
+    /// Check a connection.
+    Check(Box<Server>, WorkerId),
+    /// Close a connection that was idle.
+    Close(Box<Server>, &'static str),
+    /// Tell a waiting client why there is no server.
+    Fail(Ticket, OpenFailure),
+    /// Let a client finish its login.
+    Welcome(Ticket),
+}
+
+/// Orders with the pools that gave them, oldest first.
+pub type Orders = Vec<(Arc<SharedPool>, Order)>;
+
+/// Counters of one worker for one pool; only that worker adds to them.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Servers linked to clients.
+    pub assignments: AtomicU64,
+    /// Transactions begun.
+    pub xacts: AtomicU64,
+    /// Queries begun.
+    pub queries: AtomicU64,
+    /// Bytes from clients.
+    pub received: AtomicU64,
+    /// Bytes to clients.
+    pub sent: AtomicU64,
+    /// Microseconds in transactions.
+    pub xact_time: AtomicU64,
+    /// Microseconds in queries.
+    pub query_time: AtomicU64,
+    /// Microseconds in queues.
+    pub wait_time: AtomicU64,
+    /// Named Parse messages of clients.
+    pub client_parses: AtomicU64,
+    /// Parse messages sent for them.
+    pub server_parses: AtomicU64,
+    /// Bind messages that name a tracked statement.
+    pub binds: AtomicU64,
+    /// Logins.
+    pub logins: AtomicU64,
+}
+
+impl Stats {
+    /// Adds to a counter that only the calling thread writes: no locked instruction is needed.
+    #[inline]
+    pub fn add(counter: &AtomicU64, amount: u64) {
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// All counters, in SHOW STATS' order.
+    pub fn values(&self) -> [u64; 12] {
+        [
+            &self.assignments,
+            &self.xacts,
+            &self.queries,
+            &self.received,
+            &self.sent,
+            &self.xact_time,
+            &self.query_time,
+            &self.wait_time,
+            &self.client_parses,
+            &self.server_parses,
+            &self.binds,
+            &self.logins,
+        ]
+        .map(|counter| counter.load(Ordering::Relaxed))
+    }
+}
+
+impl SharedPool {
+    /// A pool with this machine.
+    pub fn new(entry: Arc<Entry>, user: String, machine: Pool, workers: usize) -> Self {
+        let inner = Inner { machine, parked: HashMap::default(), welcome: None, keys: None };
+        SharedPool {
+            entry,
+            user,
+            stats: (0..workers).map(|_| Stats::default()).collect(),
+            mode: AtomicU8::new(0),
+            prepared: AtomicUsize::new(0),
+            inner: Mutex::new(inner),
+        }
+    }
+
+    /// Sets what sessions look at in passing.
+    pub fn set_rules(&self, mode: PoolMode, prepared: usize) {
+        let code = match mode {
+            PoolMode::Session => 0,
+            PoolMode::Transaction => 1,
+            PoolMode::Statement => 2,
+        };
+        self.mode.store(code, Ordering::Relaxed);
+        self.prepared.store(prepared, Ordering::Relaxed);
+    }
+
+    /// When a server goes back.
+    #[inline]
+    pub fn mode(&self) -> PoolMode {
+        match self.mode.load(Ordering::Relaxed) {
+            0 => PoolMode::Session,
+            1 => PoolMode::Transaction,
+            _ => PoolMode::Statement,
+        }
+    }
+
+    /// Named statements kept per server; 0 means that names pass unchanged.
+    #[inline]
+    pub fn prepared_max(&self) -> usize {
+        match self.mode() {
+            PoolMode::Session => 0,
+            PoolMode::Transaction | PoolMode::Statement => self.prepared.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The guarded part.
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a decision and collects what has to be done about it.
+    pub fn decide<R>(self: &Arc<Self>, orders: &mut Orders, f: impl FnOnce(&mut Inner) -> R) -> R {
+        let mut inner = self.lock();
+        let result = f(&mut inner);
+        inner.collect(self, orders);
+        result
+    }
+
+    /// Numbers of one statistics counter set over all workers.
+    pub fn totals(&self) -> [u64; 12] {
+        self.stats.iter().map(Stats::values).fold([0; 12], |mut sum, values| {
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
+            sum
+        })
+    }
+
+    /// Since when the first waiter waits.
+    pub fn oldest_wait(&self) -> Option<Instant> {
+        self.lock().machine.oldest_wait()
+    }
+}
+
+impl Inner {
+    /// Turns the machine's effects into orders, taking connections out where they are needed.
+    fn collect(&mut self, pool: &Arc<SharedPool>, orders: &mut Orders) {
+        while let Some(effect) = self.machine.poll_effect() {
+            let order = match effect {
+                Effect::Open(id, lane, worker) => Some(Order::Open(id, lane, worker)),
+                Effect::Fail(ticket, failure) => Some(Order::Fail(ticket, failure)),
+                Effect::Welcome(ticket) => Some(Order::Welcome(ticket)),
+                Effect::Give(id, ticket) => self.take(id).map(|s| Order::Give(s, ticket)),
+                Effect::Check(id, worker) => self.take(id).map(|s| Order::Check(s, worker)),
+                Effect::Close(id, reason) => self.take(id).map(|s| Order::Close(s, reason)),
+            };
+            orders.extend(order.map(|order| (Arc::clone(pool), order)));
+        }
+    }
+
+    fn take(&mut self, id: ServerId) -> Option<Box<Server>> {
+        self.parked.remove(&id)
+    }
+}

@@ -1,0 +1,107 @@
+//! Loading the configuration at start and again while running. A file with errors changes
+//! nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use switchyard_config::{Config, load};
+
+use crate::entries::Entry;
+use crate::log::{Level, Log};
+use crate::options;
+use crate::shared::Shared;
+use crate::worker::Message;
+
+/// Loads a file; errors and warnings go to the log.
+pub fn read_config(path: &Path, log: &Log) -> Option<Config> {
+    match load(path, &mut |path| std::fs::read(path)) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                log.write(Level::Warning, &warning.to_string());
+            }
+            Some(loaded.config)
+        }
+        Err(errors) => {
+            for error in &errors {
+                log.write(Level::Error, &error.to_string());
+            }
+            None
+        }
+    }
+}
+
+/// Reads the configuration again. Answers whether it was valid.
+pub fn reload(shared: &Arc<Shared>) -> bool {
+    let old = shared.snapshot();
+    let path = old.config.settings.conffile.clone().unwrap_or_default();
+    let Some(mut config) = read_config(Path::new(&path), &shared.log) else {
+        shared.log.write(Level::Warning, "config file loading failed");
+        return false;
+    };
+    config.settings.keep_fixed(&old.config.settings);
+    apply_log(&shared.log, &config);
+    let snapshot = options::snapshot(config, &shared.log, old.mock_key);
+    shared.replace_snapshot(snapshot);
+    define_entries(shared);
+    true
+}
+
+/// Applies settings that were changed one by one.
+pub fn apply(shared: &Arc<Shared>, config: Config) {
+    let mock_key = shared.snapshot().mock_key;
+    apply_log(&shared.log, &config);
+    shared.replace_snapshot(options::snapshot(config, &shared.log, mock_key));
+    define_entries(shared);
+}
+
+/// Log file and verbosity.
+pub fn apply_log(log: &Log, config: &Config) {
+    let logfile = config.settings.logfile.as_str();
+    log.set_file((!logfile.is_empty()).then(|| logfile.into()));
+    if let Some(verbose) = config.settings.verbose {
+        log.set_verbose(u8::try_from(verbose.max(0)).unwrap_or(u8::MAX));
+    }
+}
+
+/// Brings entries and pools in line with the settings in force.
+pub fn define_entries(shared: &Arc<Shared>) {
+    let snapshot = shared.snapshot();
+    let now = Instant::now();
+    for (name, definition) in &snapshot.config.databases {
+        match shared.known_entry(name) {
+            Some(entry) => {
+                let elsewhere = entry.definition().leads_elsewhere(definition);
+                entry.define(definition.clone());
+                if elsewhere {
+                    for pool in entry.pools() {
+                        shared.decide(&pool, |inner| {
+                            inner.machine.recycle(now, "database configuration changed");
+                        });
+                    }
+                }
+            }
+            None => shared.add_entry(Arc::new(Entry::new(name.clone(), definition.clone()))),
+        }
+    }
+    for entry in shared.entries() {
+        if !snapshot.config.databases.contains_key(&entry.name)
+            && snapshot.config.automatic.is_none()
+        {
+            let line = format!(
+                "dropping database '{}' as it does not exist anymore or inactive auto-database",
+                entry.name
+            );
+            shared.log.write(Level::Warning, &line);
+            shared.remove_entry(&entry.name);
+            shared.broadcast(|| Message::Kill(Arc::clone(&entry), "database removed"));
+            continue;
+        }
+        let definition = entry.definition();
+        for pool in entry.pools() {
+            let limits = options::limits(&snapshot, &definition, &pool.user);
+            options::set_rules(&snapshot, &definition, &pool);
+            shared.decide(&pool, |inner| inner.machine.set_limits(now, limits));
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! What all threads of the process share: settings, entries, pools, keys, counters.
+//!
+//! Each part has its own short lock or atomic; no lock is held while another is taken, except
+//! an entry's list of pools while a pool is made.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use foldhash::fast::RandomState;
+use switchyard_config::Database;
+use switchyard_core::ids::{Ticket, WorkerId};
+use switchyard_core::lifecycle::{Lifecycle, Phase};
+use switchyard_core::prepared::Registry;
+
+use crate::entries::{Entry, Made};
+use crate::log::{Level, Log};
+use crate::options;
+use crate::pools::{Order, SharedPool};
+use crate::snapshot::{Logged, Snapshot};
+use crate::statistics::Statistics;
+use crate::worker::{Handle, Message};
+
+/// State shared by all threads.
+#[derive(Debug)]
+pub struct Shared {
+    /// The log.
+    pub log: Arc<Log>,
+    /// Texts of named statements.
+    pub registry: Registry,
+    lifecycle: Mutex<Lifecycle>,
+    files: Mutex<Vec<PathBuf>>,
+    /// Periods of averages.
+    pub statistics: Mutex<Statistics>,
+    snapshot: Mutex<Arc<Snapshot>>,
+    entries: Mutex<BTreeMap<String, Arc<Entry>>>,
+    workers: OnceLock<Vec<Handle>>,
+    keys: Mutex<HashMap<[u8; 8], Ticket, RandomState>>,
+    users: Mutex<HashMap<String, usize>>,
+    numbers: AtomicU64,
+    clients: AtomicUsize,
+    load: Vec<AtomicUsize>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// State for so many workers. They are attached with [`Shared::attach`].
+    pub fn new(log: Arc<Log>, snapshot: Snapshot, workers: usize) -> Self {
+        Shared {
+            log,
+            registry: Registry::default(),
+            lifecycle: Mutex::new(Lifecycle::default()),
+            files: Mutex::new(Vec::new()),
+            statistics: Mutex::new(Statistics::default()),
+            snapshot: Mutex::new(Arc::new(snapshot)),
+            entries: Mutex::new(BTreeMap::new()),
+            workers: OnceLock::new(),
+            keys: Mutex::new(HashMap::default()),
+            users: Mutex::new(HashMap::new()),
+            numbers: AtomicU64::new(0),
+            clients: AtomicUsize::new(0),
+            load: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+        }
+    }
+
+    /// Names the workers, once, before any of them runs.
+    pub fn attach(&self, handles: Vec<Handle>) {
+        // A second call would be an error of the caller and changes nothing.
+        let _ = self.workers.set(handles);
+    }
+
+    /// What operators have stopped.
+    pub fn lifecycle(&self) -> MutexGuard<'_, Lifecycle> {
+        lock(&self.lifecycle)
+    }
+
+    /// What the process as a whole does.
+    pub fn phase(&self) -> Phase {
+        self.lifecycle().phase()
+    }
+
+    /// Brings the pools in line with what operators have stopped.
+    pub fn apply_pauses(&self) {
+        let now = Instant::now();
+        for pool in self.pools() {
+            let paused = self.lifecycle().is_paused(&pool.entry.name);
+            self.decide(&pool, |inner| match (paused, inner.machine.is_paused()) {
+                (true, false) => inner.machine.pause(),
+                (false, true) => inner.machine.resume(now),
+                (true, true) | (false, false) => {}
+            });
+        }
+    }
+
+    /// Names a file that is removed when the process ends.
+    pub fn remove_at_exit(&self, path: PathBuf) {
+        lock(&self.files).push(path);
+    }
+
+    /// Ends the process.
+    pub fn exit(&self, code: i32) -> ! {
+        for path in lock(&self.files).iter() {
+            // It may be gone already.
+            let _ = std::fs::remove_file(path);
+        }
+        std::process::exit(code)
+    }
+
+    /// Clients on the console.
+    pub fn consoles(&self) -> usize {
+        let databases: usize =
+            self.entries().iter().map(|entry| entry.clients.load(Ordering::Relaxed)).sum();
+        self.clients().saturating_sub(databases)
+    }
+
+    /// All workers.
+    pub fn workers(&self) -> &[Handle] {
+        self.workers.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Sends to one worker.
+    pub fn send(&self, worker: WorkerId, message: Message) {
+        if let Some(handle) = self.workers().get(usize::from(worker.0)) {
+            handle.sender.send(message);
+        }
+    }
+
+    /// Sends to all workers.
+    pub fn broadcast(&self, message: impl Fn() -> Message) {
+        self.workers().iter().for_each(|handle| handle.sender.send(message()));
+    }
+
+    /// Settings in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&lock(&self.snapshot))
+    }
+
+    /// Puts other settings in force and tells the workers.
+    pub fn replace_snapshot(&self, snapshot: Snapshot) {
+        *lock(&self.snapshot) = Arc::new(snapshot);
+        self.broadcast(|| Message::Settings);
+    }
+
+    /// The next number for a client or server connection.
+    pub fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// Entries and pools.
+impl Shared {
+    /// All entries by name.
+    pub fn entries(&self) -> Vec<Arc<Entry>> {
+        lock(&self.entries).values().cloned().collect()
+    }
+
+    /// An entry by its exact name; the `*` entry makes one for an unknown name.
+    pub fn entry(&self, name: &str) -> Option<Arc<Entry>> {
+        let mut entries = lock(&self.entries);
+        if let Some(entry) = entries.get(name) {
+            return Some(Arc::clone(entry));
+        }
+        let snapshot = self.snapshot();
+        let text = snapshot.config.automatic.as_ref()?;
+        let definition = Database::parse(name, text).ok()?;
+        let entry = Arc::new(Entry::new(name.into(), definition));
+        entries.insert(name.into(), Arc::clone(&entry));
+        drop(entries);
+        self.log.write(Level::Log, &format!("registered new auto-database: {name}"));
+        Some(entry)
+    }
+
+    /// An entry that exists already.
+    pub fn known_entry(&self, name: &str) -> Option<Arc<Entry>> {
+        lock(&self.entries).get(name).cloned()
+    }
+
+    /// Adds an entry.
+    pub fn add_entry(&self, entry: Arc<Entry>) {
+        lock(&self.entries).insert(entry.name.clone(), entry);
+    }
+
+    /// Removes an entry.
+    pub fn remove_entry(&self, name: &str) -> Option<Arc<Entry>> {
+        lock(&self.entries).remove(name)
+    }
+
+    /// The pool of a login user on an entry: that of the forced user, if there is one.
+    pub fn pool(&self, entry: &Arc<Entry>, login_user: &str) -> Arc<SharedPool> {
+        let snapshot = self.snapshot();
+        let definition = entry.definition();
+        let user = definition.user.as_deref().unwrap_or(login_user);
+        let make = || options::make_pool(&snapshot, entry, user, self.load.len());
+        let (pool, made) = entry.pool(user, make);
+        if made == Made::Now {
+            if lock(&self.lifecycle).is_paused(&entry.name) {
+                pool.lock().machine.pause();
+            }
+        }
+        pool
+    }
+
+    /// All pools.
+    pub fn pools(&self) -> Vec<Arc<SharedPool>> {
+        self.entries().iter().flat_map(|entry| entry.pools()).collect()
+    }
+
+    /// Takes a decision of a pool on a thread that is no worker; workers act on the outcome.
+    pub fn decide(&self, pool: &Arc<SharedPool>, f: impl FnOnce(&mut crate::pools::Inner)) {
+        let mut orders = Vec::new();
+        pool.decide(&mut orders, f);
+        orders.into_iter().for_each(|(pool, order)| self.dispatch(pool, order));
+    }
+
+    /// Sends an order to the worker that has to act.
+    pub fn dispatch(&self, pool: Arc<SharedPool>, order: Order) {
+        let worker = match &order {
+            Order::Open(_, _, worker) | Order::Check(_, worker) => *worker,
+            Order::Give(_, ticket) | Order::Fail(ticket, _) | Order::Welcome(ticket) => {
+                ticket.worker
+            }
+            Order::Close(server, _) => server.home,
+        };
+        self.send(worker, Message::Order(pool, order));
+    }
+}
+
+/// Clients.
+impl Shared {
+    /// Registers a client's cancel key.
+    pub fn add_key(&self, key: [u8; 8], ticket: Ticket) {
+        lock(&self.keys).insert(key, ticket);
+    }
+
+    /// Forgets a cancel key.
+    pub fn remove_key(&self, key: &[u8; 8]) {
+        lock(&self.keys).remove(key);
+    }
+
+    /// The client behind a cancel key.
+    pub fn key_owner(&self, key: &[u8]) -> Option<Ticket> {
+        lock(&self.keys).get(<&[u8; 8]>::try_from(key).ok()?).copied()
+    }
+
+    /// Picks the least loaded worker for a new client and counts it there.
+    pub fn place_client(&self) -> WorkerId {
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        let load = |index: &usize| self.load[*index].load(Ordering::Relaxed);
+        let index = (0..self.load.len()).min_by_key(load).unwrap_or(0);
+        self.load[index].fetch_add(1, Ordering::Relaxed);
+        WorkerId(index as u16)
+    }
+
+    /// A client of a worker is gone.
+    pub fn client_left(&self, worker: WorkerId) {
+        self.clients.fetch_sub(1, Ordering::Relaxed);
+        self.load[usize::from(worker.0)].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Client connections of any kind.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// Counts a client of a user; answers how many there are now.
+    pub fn user_came(&self, user: &str) -> usize {
+        let mut users = lock(&self.users);
+        let count = users.entry(user.into()).or_default();
+        *count += 1;
+        *count
+    }
+
+    /// A client of a user is gone.
+    pub fn user_left(&self, user: &str) {
+        let mut users = lock(&self.users);
+        if let Some(count) = users.get_mut(user) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(user);
+            }
+        }
+    }
+
+    /// Clients of a user.
+    pub fn user_clients(&self, user: &str) -> usize {
+        lock(&self.users).get(user).copied().unwrap_or(0)
+    }
+
+    /// Writes a line about a connection if its kind is logged.
+    pub fn note(&self, logged: Logged, prefix: &str, text: &str) {
+        if logged == Logged::Yes {
+            self.log.write(Level::Log, &format!("{prefix} {text}"));
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Settings of one moment, as the workers use them. Built from the configuration by `options`;
+//! replaced as a whole at reload, so that nobody sees half of a change.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use switchyard_auth::secret::Secret;
+use switchyard_config::{Config, Database, PoolMode, User};
+use switchyard_core::params::Tracked;
+use switchyard_io::SocketOptions;
+
+/// How clients prove who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// No question; the entry's forced user.
+    Any,
+    /// No question; the user must be known.
+    Trust,
+    /// Password in the clear.
+    Plain,
+    /// MD5, or SCRAM for users with a SCRAM secret.
+    Md5,
+    /// SCRAM-SHA-256.
+    Scram,
+    /// A method that is not served; every login fails.
+    Unsupported,
+}
+
+/// Whether a kind of line is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logged {
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
+}
+
+impl From<bool> for Logged {
+    fn from(yes: bool) -> Self {
+        if yes { Logged::Yes } else { Logged::No }
+    }
+}
+
+/// What is logged about connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogRules {
+    /// log_connections.
+    pub connections: Logged,
+    /// log_disconnections.
+    pub disconnections: Logged,
+    /// log_pooler_errors.
+    pub pooler_errors: Logged,
+}
+
+/// Settings of one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The configuration it was made from.
+    pub config: Config,
+    /// Users of auth_file.
+    pub users: Arc<HashMap<String, Secret>>,
+    /// Names of tracked parameters.
+    pub tracked: Arc<Tracked>,
+    /// auth_type.
+    pub auth: AuthMethod,
+    /// What is logged.
+    pub log: LogRules,
+    /// Options for sockets.
+    pub sockets: SocketOptions,
+    /// Secret of the process for the salts of users that do not exist.
+    pub mock_key: [u8; 16],
+}
+
+impl Snapshot {
+    /// Pool mode of a pool: user, database, global.
+    pub fn pool_mode(&self, database: &Database, user: &str) -> PoolMode {
+        database.pool_mode(self.config.users.get(user), &self.config.settings)
+    }
+
+    /// Settings of a user, if it has any.
+    pub fn user(&self, name: &str) -> Option<&User> {
+        self.config.users.get(name)
+    }
+
+    /// How long the queries of a login user on a database wait; `None` means for ever.
+    pub fn query_wait_timeout(&self, database: &Database, user: &str) -> Option<Duration> {
+        let timeout = database.query_wait_timeout(self.user(user), &self.config.settings);
+        (!timeout.is_zero()).then_some(timeout)
+    }
+}

@@ -1,0 +1,113 @@
+//! Listening sockets and new connections. One worker accepts for all and places each connection
+//! on the least loaded one.
+
+use std::time::{Duration, Instant};
+
+use switchyard_io::poller::Watch;
+use switchyard_io::{Accepted, Listener};
+
+use crate::log::Level;
+use crate::worker::client::{Client, peer_text};
+use crate::worker::message::{Listeners, Message};
+use crate::worker::{Source, Worker};
+
+/// A listening socket of this worker.
+#[derive(Debug)]
+pub(super) struct Listening {
+    listener: Option<Listener>,
+    resume_at: Option<Instant>,
+}
+
+impl Listening {
+    /// Listens from the worker's start on.
+    pub(super) fn new(listener: Listener) -> Self {
+        Listening { listener: Some(listener), resume_at: None }
+    }
+}
+
+/// Pause after a failed accept, for example without free descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(5);
+/// Connections accepted in one turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+impl Worker {
+    pub(super) fn start_listening(&mut self) {
+        for (index, listening) in self.listeners.iter_mut().enumerate() {
+            let token = Source::Listener(index).token();
+            if let Some(listener) = &mut listening.listener
+                && let Err(error) = self.poller.register_listener(listener, token)
+            {
+                let line = format!("cannot watch a listening socket: {error}");
+                self.shared.log.write(Level::Error, &line);
+            }
+        }
+    }
+
+    pub(super) fn accept(&mut self, index: usize) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(listening) = self.listeners.get_mut(index) else { return };
+            let Some(listener) = &mut listening.listener else { return };
+            match listener.accept() {
+                Ok(Some(accepted)) => self.place(accepted),
+                Ok(None) => return,
+                Err(error) => {
+                    let line = format!("accept() failed: {error}");
+                    self.shared.log.write(Level::Error, &line);
+                    listening.resume_at = Some(self.now + ACCEPT_PAUSE);
+                    // It cannot be watched meanwhile: what waits would be reported for ever.
+                    let _ = self.poller.deregister_listener(listener);
+                    return;
+                }
+            }
+        }
+        self.todo.push_back(crate::worker::Todo::Accept(index));
+    }
+
+    /// Goes on with listeners that were put aside.
+    pub(super) fn resume_listening(&mut self) {
+        for (index, listening) in self.listeners.iter_mut().enumerate() {
+            let due = listening.resume_at.is_some_and(|at| at <= self.now);
+            if let (true, Some(listener)) = (due, &mut listening.listener) {
+                listening.resume_at = None;
+                let token = Source::Listener(index).token();
+                let _ = self.poller.register_listener(listener, token);
+            }
+        }
+    }
+
+    pub(super) fn stop_listening(&mut self, which: Listeners) {
+        for listening in &mut self.listeners {
+            let unix = matches!(listening.listener, Some(Listener::Unix(_)));
+            if which == Listeners::All || !unix {
+                listening.listener = None;
+            }
+        }
+    }
+
+    fn place(&mut self, accepted: Accepted) {
+        let number = self.shared.number();
+        let worker = self.shared.place_client();
+        if worker == self.id {
+            self.adopt(accepted, number);
+        } else {
+            self.send(worker, Message::Client(accepted, number));
+        }
+    }
+
+    /// Makes an accepted connection a client of this worker.
+    pub(super) fn adopt(&mut self, accepted: Accepted, number: u64) {
+        let Accepted { stream, peer } = accepted;
+        if let Err(error) = stream.set_options(&self.snapshot.sockets) {
+            let from = peer_text(&peer, self.snapshot.config.settings.listen_port);
+            let line = format!("socket options for {from} failed: {error}");
+            self.shared.log.write(Level::Warning, &line);
+            return self.shared.client_left(self.id);
+        }
+        let key = self.clients.insert(Box::new(Client::new(number, stream, peer, self.now)));
+        let token = Source::Client(key).token();
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if self.poller.register(&mut client.stream, token, Watch::Input).is_err() {
+            self.forget_client(key);
+        }
+    }
+}

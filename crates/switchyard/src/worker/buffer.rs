@@ -1,0 +1,85 @@
+//! Bytes that a socket did not take, and recycled buffers, so that idle connections own none.
+
+use std::io;
+
+use switchyard_io::Stream;
+
+/// Bytes waiting for room in a socket.
+#[derive(Debug, Default)]
+pub struct Pending {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Pending {
+    /// Whether nothing waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Number of bytes that wait.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// Sends `bytes` behind what waits already; what does not fit waits.
+    #[inline]
+    pub fn send(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.bytes.is_empty() {
+            let sent = stream.send(bytes)?;
+            if sent < bytes.len() {
+                self.bytes.extend_from_slice(&bytes[sent..]);
+            }
+        } else {
+            self.bytes.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// The socket has room again.
+    pub fn flush(&mut self, stream: &mut Stream) -> io::Result<()> {
+        while self.sent < self.bytes.len() {
+            let count = stream.send(&self.bytes[self.sent..])?;
+            if count == 0 {
+                return Ok(());
+            }
+            self.sent += count;
+        }
+        self.bytes = Vec::new();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
+/// Buffers of a worker that wait for their next use.
+#[derive(Debug, Default)]
+pub struct Spare(Vec<Vec<u8>>);
+
+/// Buffers kept, and the largest one kept, in bytes.
+const SPARE_COUNT: usize = 256;
+const SPARE_SIZE: usize = 16 * 1024;
+
+impl Spare {
+    /// Puts `bytes` at the front of a connection's input, which is empty.
+    pub fn keep(&mut self, input: &mut Vec<u8>, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        if input.capacity() == 0 {
+            *input = self.0.pop().unwrap_or_default();
+        }
+        input.extend_from_slice(bytes);
+    }
+
+    /// Takes back a buffer.
+    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > 0 && buffer.capacity() <= SPARE_SIZE && self.0.len() < SPARE_COUNT {
+            buffer.clear();
+            self.0.push(buffer);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Cancel requests: found by key, forwarded on a connection of their own by the worker that has
+//! the running query, answered to the canceller by closing its connection.
+
+use std::time::{Duration, Instant};
+
+use switchyard_core::ids::Ticket;
+use switchyard_io::poller::Watch;
+use switchyard_io::{Key, Ready, Recv, Stream};
+use switchyard_wire::build;
+
+use crate::worker::client::{Activity, Stage};
+use crate::worker::close::Farewell;
+use crate::worker::message::Message;
+use crate::worker::server::{Stage as ServerStage, Use};
+use crate::worker::{Source, Worker};
+
+/// A connection that carries a cancel request to a server.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    stream: Stream,
+    progress: Progress,
+    /// The server's slot.
+    slot: Key,
+    /// The server's key.
+    key: Vec<u8>,
+    requester: Ticket,
+    started: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Connecting,
+    Sent,
+}
+
+impl Worker {
+    /// A client's first packet was a CancelRequest.
+    pub(super) fn cancel_request(&mut self, key: Key, cancel_key: &[u8]) {
+        if cancel_key.len() != 8 {
+            return self.close_client(key, "bad cancel request", Farewell::Silent);
+        }
+        let Some(target) = self.shared.key_owner(cancel_key) else {
+            return self.close_client(key, "failed cancel request", Farewell::Silent);
+        };
+        if let Some(client) = self.clients.get_mut(key) {
+            client.stage = Stage::Cancel;
+        }
+        self.send(target.worker, Message::Cancel(target, self.ticket(key)));
+    }
+
+    /// Someone wants a query of a client of this worker to be cancelled.
+    pub(super) fn cancel_client(&mut self, target: Ticket, requester: Ticket) {
+        let done = |reason| Message::CancelDone(requester, reason);
+        let key = Key::from_bits(target.client);
+        let Some(client) = self.clients.get(key) else {
+            return self.send(requester.worker, done("failed cancel request"));
+        };
+        if matches!(client.stage, Stage::Console(_)) {
+            self.send(requester.worker, done("cancel request for console client"));
+            return self.cancel_console(key);
+        }
+        let Some(Activity::Linked(slot)) = client.activity() else {
+            return self.send(requester.worker, done("cancel request for idle client"));
+        };
+        let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
+            return self.send(requester.worker, done("cancel request for idle client"));
+        };
+        let ServerStage::Ready(link, _) = &server.stage else { return };
+        if link.is_setting_parameters() {
+            let reason = "ignoring cancel request for server that is setting vars";
+            return self.send(requester.worker, done(reason));
+        }
+        if link.outstanding().is_empty() {
+            let reason = "not sending cancel request for client that is now idle";
+            return self.send(requester.worker, done(reason));
+        }
+        let Ok(stream) = Stream::connect(&server.remote) else {
+            return self.send(requester.worker, done("failed cancel request"));
+        };
+        server.cancels += 1;
+        let key = server.key.clone();
+        let (progress, started) = (Progress::Connecting, self.now);
+        let outgoing = Outgoing { stream, progress, slot, key, requester, started };
+        let key = self.cancels.insert(outgoing);
+        let token = Source::Cancel(key).token();
+        if let Some(outgoing) = self.cancels.get_mut(key) {
+            // Failure shows as a request that never ends: cancel_wait_timeout ends it.
+            let _ = self.poller.register(&mut outgoing.stream, token, Watch::Both);
+        }
+    }
+
+    pub(super) fn cancel_ready(&mut self, key: Key, event: Ready) {
+        let Some(outgoing) = self.cancels.get_mut(key) else { return };
+        if outgoing.progress == Progress::Connecting && event.writable {
+            let mut bytes = Vec::new();
+            build::cancel_request(&mut bytes, &outgoing.key);
+            let connected = outgoing.stream.connected();
+            let sent = connected.and_then(|()| outgoing.stream.send(&bytes));
+            if sent.is_ok_and(|count| count == bytes.len()) {
+                outgoing.progress = Progress::Sent;
+            } else {
+                return self.cancel_ended(key, "failed cancel request");
+            }
+        }
+        let Some(outgoing) = self.cancels.get_mut(key) else { return };
+        if event.readable {
+            let mut nothing = [0; 64];
+            match outgoing.stream.recv(&mut nothing) {
+                Recv::Bytes(_) | Recv::Blocked => {}
+                Recv::Eof | Recv::Failed(_) => {
+                    self.cancel_ended(key, "successfully sent cancel request");
+                }
+            }
+        }
+    }
+
+    /// A cancel connection has ended: the canceller is told, the server may be used again.
+    fn cancel_ended(&mut self, key: Key, reason: &'static str) {
+        let Some(outgoing) = self.cancels.remove(key) else { return };
+        let requester = outgoing.requester;
+        self.send(requester.worker, Message::CancelDone(requester, reason));
+        let server = self.servers.get_mut(outgoing.slot).and_then(|slot| slot.here.as_mut());
+        let Some(server) = server else { return };
+        server.cancels -= 1;
+        let waits = matches!(server.stage, ServerStage::Ready(_, Use::BeingCanceled));
+        if waits && server.cancels == 0 {
+            self.release(outgoing.slot);
+        }
+    }
+
+    /// Ends cancel requests that take too long.
+    pub(super) fn expire_cancels(&mut self, timeout: Duration) {
+        let late = |outgoing: &Outgoing| self.now.duration_since(outgoing.started) > timeout;
+        let expired: Vec<Key> = self
+            .cancels
+            .iter()
+            .filter(|(_, outgoing)| !timeout.is_zero() && late(outgoing))
+            .map(|(key, _)| key)
+            .collect();
+        expired.into_iter().for_each(|key| self.cancel_ended(key, "cancel_wait_timeout"));
+    }
+}

@@ -1,0 +1,280 @@
+//! Servers changing hands: from the pool to a client, back, and between workers.
+
+use std::sync::Arc;
+
+use switchyard_config::PoolMode;
+use switchyard_core::ids::Ticket;
+use switchyard_core::pool::{Checkin, Checkout};
+use switchyard_core::server::request::{HiddenQuery, Request};
+use switchyard_io::Key;
+use switchyard_io::poller::Watch;
+use switchyard_wire::build;
+
+use crate::log::Level;
+use crate::pools::{Order, SharedPool, Stats};
+use crate::worker::client::{Activity, Notice, Stage};
+use crate::worker::close::Farewell;
+use crate::worker::message::Message;
+use crate::worker::server::{Server, Stage as ServerStage, Unread, Use};
+use crate::worker::{Slot, Source, Todo, Worker};
+
+/// What came of a client's wish for a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It has one.
+    Linked,
+    /// It is in the queue.
+    Waiting,
+    /// It was closed.
+    Gone,
+}
+
+impl Worker {
+    /// The identity of a client of this worker in queues.
+    pub(super) fn ticket(&self, key: Key) -> Ticket {
+        Ticket { worker: self.id, client: key.to_bits() }
+    }
+
+    /// The client's next message needs a server.
+    pub(super) fn checkout(&mut self, key: Key) -> Outcome {
+        let (now, ticket) = (self.now, self.ticket(key));
+        let Some(client) = self.clients.get(key) else { return Outcome::Gone };
+        let Some(place) = &client.place else { return Outcome::Gone };
+        let (pool, want) = (Arc::clone(&place.pool), place.want);
+        let (answer, server) = pool.decide(&mut self.orders, |inner| {
+            let answer = inner.machine.checkout(now, ticket, want);
+            let server = match &answer {
+                Checkout::Granted(id) => inner.parked.remove(id),
+                Checkout::Wait | Checkout::Refused(_) => None,
+            };
+            (answer, server)
+        });
+        match (answer, server) {
+            (Checkout::Granted(_), Some(server)) => {
+                let slot = self.take_over(server);
+                self.link(key, slot);
+                Outcome::Linked
+            }
+            (Checkout::Refused(reason), _) => {
+                let text = format!(
+                    "server login has been failing, cached error: {reason} (server_login_retry)"
+                );
+                self.close_client(key, &text, Farewell::fatal());
+                Outcome::Gone
+            }
+            (Checkout::Granted(_) | Checkout::Wait, _) => {
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.set_activity(Activity::Waiting);
+                    client.waiting_since = Some(now);
+                    client.notice = Notice::Due;
+                    client.query_since.get_or_insert(now);
+                }
+                Outcome::Waiting
+            }
+        }
+    }
+
+    /// A server that a waiting client was given.
+    pub(super) fn grant(&mut self, key: Key, server: Box<Server>) {
+        let wanted = self.clients.get(key).is_some_and(|client| {
+            client.activity() == Some(Activity::Waiting)
+                && client.place.as_ref().is_some_and(|p| Arc::ptr_eq(&p.pool, &server.pool))
+        });
+        let slot = self.take_over(server);
+        if !wanted {
+            return self.checkin(slot);
+        }
+        self.link(key, slot);
+        self.kick_client(key);
+        if !self.flow.server.is_empty() {
+            self.pass_to_server(key, &[]);
+        }
+    }
+
+    /// Makes this worker the home of a server and puts it into a slot.
+    fn take_over(&mut self, mut server: Box<Server>) -> Key {
+        if server.home == self.id {
+            let key = server.slot;
+            if let Some(slot) = self.servers.get_mut(key) {
+                slot.here = Some(server);
+            }
+            return key;
+        }
+        if let Some(home) = self.shared.workers().get(usize::from(server.home.0)) {
+            // Failure means that the socket is dead, which its next use will tell.
+            let _ = home.registry.deregister(&mut server.stream);
+            home.sender.send(Message::Vacate(server.slot));
+        }
+        let slot = Slot { pool: Arc::clone(&server.pool), id: server.id, here: None };
+        let key = self.servers.insert(slot);
+        let token = Source::Server(key).token();
+        let _ = self.poller.register(&mut server.stream, token, Watch::Input);
+        server.slot = key;
+        server.home = self.id;
+        if let Some(slot) = self.servers.get_mut(key) {
+            slot.here = Some(server);
+        }
+        key
+    }
+
+    /// Links a client and a server; SETs for its parameters go in front of what follows.
+    fn link(&mut self, key: Key, slot: Key) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
+            return;
+        };
+        let stats = &server.pool.stats[usize::from(self.id.0)];
+        Stats::add(&stats.assignments, 1);
+        if let Some(since) = client.waiting_since.take() {
+            let waited = self.now.saturating_duration_since(since).as_micros();
+            Stats::add(&stats.wait_time, waited as u64);
+        }
+        client.set_activity(Activity::Linked(slot));
+        server.set_use(Use::Linked(key));
+        let Stage::Session(session, _) = &mut client.stage else { return };
+        let ServerStage::Ready(link, _) = &mut server.stage else { return };
+        let set = session.link(link, &self.snapshot.tracked, &mut self.flow);
+        if let Some(sql) = set.filter(|_| self.shared.log.enabled(Level::Debug)) {
+            let text = String::from_utf8_lossy(&sql);
+            let line = format!("{} varcache_apply: {text}", server.prefix());
+            self.shared.log.write(Level::Debug, &line);
+        }
+    }
+
+    /// After a server's socket was drained: gives it back if its work is done.
+    pub(super) fn give_back(&mut self, key: Key) {
+        let Some(server) = self.servers.get_mut(key).and_then(|slot| slot.here.as_mut()) else {
+            return;
+        };
+        let ServerStage::Ready(link, usage) = &server.stage else { return };
+        let free = link.is_free() && server.output.is_empty();
+        match *usage {
+            Use::Linked(client) => {
+                if free && server.pool.mode() != PoolMode::Session {
+                    self.unlink(key, client);
+                }
+            }
+            Use::Testing if free => self.checkin(key),
+            Use::Testing if link.is_quiet() => self.close_server(key, "reset query failed"),
+            Use::Idle if free => self.checkin(key),
+            Use::Testing | Use::Idle | Use::BeingCanceled => {}
+        }
+    }
+
+    /// Separates a client from its free server and releases that.
+    pub(super) fn unlink(&mut self, slot: Key, key: Key) {
+        if let Some(client) = self.clients.get_mut(key) {
+            if let Stage::Session(session, activity) = &mut client.stage {
+                if session.is_inside_message() {
+                    return;
+                }
+                *activity = Activity::Idle;
+            }
+            if !client.input.is_empty() || client.unread == Unread::Maybe {
+                self.todo.push_back(Todo::Client(key));
+            }
+        }
+        self.release(slot);
+    }
+
+    /// A free server without a client: reset if its mode asks for it, then back to the pool.
+    pub(super) fn release(&mut self, slot: Key) {
+        let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
+            return;
+        };
+        if server.cancels > 0 {
+            return server.set_use(Use::BeingCanceled);
+        }
+        let settings = &self.snapshot.config.settings;
+        let reset = server.pool.mode() == PoolMode::Session || settings.server_reset_query_always;
+        if reset && !settings.server_reset_query.is_empty() {
+            let sql = settings.server_reset_query.clone();
+            return self.test(slot, HiddenQuery::Reset, sql.as_bytes());
+        }
+        self.checkin(slot);
+    }
+
+    /// Runs a query of our own on a server; `give_back` follows when it is answered.
+    pub(super) fn test(&mut self, slot: Key, query: HiddenQuery, sql: &[u8]) {
+        let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
+            return;
+        };
+        server.set_use(Use::Testing);
+        server.asked = self.now;
+        if let Some(link) = server.link() {
+            link.sent(Request::Hidden(query));
+        }
+        let mut message = Vec::new();
+        build::query(&mut message, sql);
+        if server.output.send(&mut server.stream, &message).is_err() {
+            let reason = match query {
+                HiddenQuery::Check => "test query failed",
+                HiddenQuery::Reset | HiddenQuery::Parameters | HiddenQuery::Connect => {
+                    "reset query failed"
+                }
+            };
+            self.server_failed(slot, reason);
+        }
+    }
+
+    /// Returns a free server to its pool.
+    fn checkin(&mut self, slot: Key) {
+        let Some(place) = self.servers.get_mut(slot) else { return };
+        let Some(mut server) = place.here.take() else { return };
+        server.set_use(Use::Idle);
+        let (now, id, worker) = (self.now, server.id, self.id);
+        let pool = Arc::clone(&server.pool);
+        let moved =
+            pool.decide(&mut self.orders, |inner| match inner.machine.checkin(now, id, worker) {
+                Checkin::Idle => {
+                    inner.parked.insert(id, server);
+                    None
+                }
+                Checkin::Give(ticket) => Some(Order::Give(server, ticket)),
+                Checkin::Close(reason) => Some(Order::Close(server, reason)),
+            });
+        if let Some(order) = moved {
+            self.obey(pool, order);
+        }
+    }
+
+    /// Something happened on a parked server: takes it out. Answers whether it is here now.
+    pub(super) fn claim_parked(&mut self, slot: Key) -> bool {
+        let Some(place) = self.servers.get_mut(slot) else { return false };
+        let id = place.id;
+        let mut inner = place.pool.lock();
+        let server = if inner.machine.claim(id) { inner.parked.remove(&id) } else { None };
+        drop(inner);
+        place.here = server;
+        place.here.is_some()
+    }
+
+    /// Carries out an order of a pool, or passes it to the worker that has to.
+    pub(super) fn obey(&mut self, pool: Arc<SharedPool>, order: Order) {
+        match order {
+            Order::Open(id, lane, worker) if worker == self.id => self.open(&pool, id, lane),
+            Order::Give(server, ticket) if ticket.worker == self.id => {
+                self.todo.push_back(Todo::Grant(Key::from_bits(ticket.client), server));
+            }
+            Order::Check(server, worker) if worker == self.id => {
+                let slot = self.take_over(server);
+                let sql = self.snapshot.config.settings.server_check_query.clone();
+                let sql = if sql == "<empty>" { String::new() } else { sql };
+                self.test(slot, HiddenQuery::Check, sql.as_bytes());
+            }
+            Order::Close(server, reason) if server.home == self.id => {
+                let slot = self.take_over(server);
+                self.drop_server(slot, reason);
+            }
+            Order::Fail(ticket, failure) if ticket.worker == self.id => {
+                let key = Key::from_bits(ticket.client);
+                let farewell = Farewell::coded(failure.sqlstate);
+                self.close_client(key, &failure.text, farewell);
+            }
+            Order::Welcome(ticket) if ticket.worker == self.id => {
+                self.todo.push_back(Todo::Welcome(Key::from_bits(ticket.client)));
+            }
+            other => self.shared.dispatch(pool, other),
+        }
+    }
+}

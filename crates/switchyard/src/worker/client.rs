@@ -1,0 +1,219 @@
+//! A client connection as a worker holds it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use switchyard_auth::scram::Keys;
+use switchyard_core::client::login::Login;
+use switchyard_core::client::session::Session;
+use switchyard_core::client::startup::StartupRequest;
+use switchyard_core::pool::Want;
+use switchyard_io::{Key, Peer, Stream};
+
+use crate::entries::Entry;
+use crate::pools::SharedPool;
+use crate::shared::Shared;
+use crate::worker::admin::ConsoleClient;
+use crate::worker::buffer::Pending;
+use crate::worker::server::{Unread, pointer};
+
+/// What a client is doing.
+#[derive(Debug)]
+pub enum Stage {
+    /// Nothing of its startup packet is known.
+    Start,
+    /// In the login dialogue.
+    Login(Box<LoginState>),
+    /// Logged in, waiting for the parameters of a first server.
+    AwaitingWelcome(Box<LoginState>),
+    /// In a session.
+    Session(Box<Session>, Activity),
+    /// On the console.
+    Console(Box<ConsoleClient>),
+    /// A cancel request that is being forwarded.
+    Cancel,
+    /// Its last bytes are being sent.
+    Leaving,
+}
+
+/// What a client in a session is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// No server, nothing to do.
+    Idle,
+    /// In a pool's queue.
+    Waiting,
+    /// Linked to the server in this slot.
+    Linked(Key),
+}
+
+/// A login under way.
+#[derive(Debug)]
+pub struct LoginState {
+    /// What the startup packet asked for.
+    pub request: StartupRequest,
+    /// The dialogue; `None` when no question is open.
+    pub dialogue: Option<Login>,
+    /// The entry; `None` when it is unknown, which is told after authentication only.
+    pub entry: Option<Arc<Entry>>,
+    /// Which node it wants to go to.
+    pub want: Want,
+    /// Keys of its SCRAM login.
+    pub keys: Option<Keys>,
+}
+
+/// Who a client is, once known.
+#[derive(Debug)]
+pub struct Identity {
+    /// Login user.
+    pub user: String,
+    /// Database it logged in to, as asked for.
+    pub database: String,
+    /// That entry.
+    pub entry: Option<Arc<Entry>>,
+}
+
+impl Identity {
+    /// The client is gone: it counts no more.
+    pub fn left(&self, shared: &Shared) {
+        if let Some(entry) = &self.entry {
+            entry.clients.fetch_sub(1, Ordering::Relaxed);
+        }
+        shared.user_left(&self.user);
+    }
+}
+
+/// Where a client's queries go.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The pool.
+    pub pool: Arc<SharedPool>,
+    /// Which node of it.
+    pub want: Want,
+}
+
+/// A client connection.
+#[derive(Debug)]
+pub struct Client {
+    /// Number shown to operators.
+    pub number: u64,
+    /// The socket.
+    pub stream: Stream,
+    /// Other end.
+    pub peer: Peer,
+    /// Progress.
+    pub stage: Stage,
+    /// Bytes not used yet.
+    pub input: Vec<u8>,
+    /// Bytes that did not fit into the socket.
+    pub output: Pending,
+    /// Whether the socket may hold unread bytes.
+    pub unread: Unread,
+    /// Who it is.
+    pub identity: Option<Arc<Identity>>,
+    /// Where its queries go now.
+    pub place: Option<Place>,
+    /// Where they went at login.
+    pub home: Option<Place>,
+    /// Its cancel key.
+    pub key: [u8; 8],
+    /// When it was accepted.
+    pub connected: Instant,
+    /// When the query under way began.
+    pub query_since: Option<Instant>,
+    /// When the transaction under way began.
+    pub xact_since: Option<Instant>,
+    /// Since when it waits for a server.
+    pub waiting_since: Option<Instant>,
+    /// Last message, as time since the worker's start.
+    pub active: Instant,
+    /// What the queue notice has to say.
+    pub notice: Notice,
+}
+
+/// The notice of query_wait_notify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Not given in this wait.
+    Due,
+    /// Given.
+    Given,
+}
+
+impl Client {
+    /// A connection that was just accepted.
+    pub fn new(number: u64, stream: Stream, peer: Peer, now: Instant) -> Self {
+        Client {
+            number,
+            stream,
+            peer,
+            stage: Stage::Start,
+            input: Vec::new(),
+            output: Pending::default(),
+            unread: Unread::No,
+            identity: None,
+            place: None,
+            home: None,
+            key: [0; 8],
+            connected: now,
+            query_since: None,
+            xact_since: None,
+            waiting_since: None,
+            active: now,
+            notice: Notice::Due,
+        }
+    }
+
+    /// The server it is linked to.
+    #[inline]
+    pub fn server(&self) -> Option<Key> {
+        match &self.stage {
+            Stage::Session(_, Activity::Linked(server)) => Some(*server),
+            _ => None,
+        }
+    }
+
+    /// Changes what it is doing in its session.
+    pub fn set_activity(&mut self, to: Activity) {
+        if let Stage::Session(_, activity) = &mut self.stage {
+            *activity = to;
+        }
+    }
+
+    /// What it is doing in its session.
+    pub fn activity(&self) -> Option<Activity> {
+        match &self.stage {
+            Stage::Session(_, activity) => Some(*activity),
+            _ => None,
+        }
+    }
+
+    /// Prefix of its log lines.
+    pub fn prefix(&self, listen_port: i64) -> String {
+        let (database, user) = match &self.identity {
+            Some(identity) => (identity.database.as_str(), identity.user.as_str()),
+            None => ("(nodb)", "(nouser)"),
+        };
+        let database = match (&self.place, &self.identity) {
+            (Some(place), _) => place.pool.entry.name.as_str(),
+            (None, _) => database,
+        };
+        let address = peer_text(&self.peer, listen_port);
+        format!("C-{:#x}: {database}/{user}@{address}", pointer(self.number))
+    }
+
+    /// Time of day of an instant of this client.
+    pub fn time_of(&self, instant: Instant, now: Instant) -> SystemTime {
+        SystemTime::now() - now.saturating_duration_since(instant)
+    }
+}
+
+/// `ADDR:PORT`, `[V6]:PORT` or `unix(PID):PORT`.
+pub fn peer_text(peer: &Peer, listen_port: i64) -> String {
+    match peer {
+        Peer::Tcp(address) => address.to_string(),
+        Peer::Unix { pid: 0, .. } => format!("unix:{listen_port}"),
+        Peer::Unix { pid, .. } => format!("unix({pid}):{listen_port}"),
+    }
+}

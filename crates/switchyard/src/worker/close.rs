@@ -1,0 +1,224 @@
+//! Ends of connections, in the order in which the log has to tell them: the line that explains an
+//! end is written before anybody can see it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use switchyard_core::pool::{OpenFailure, OpenFailureKind};
+use switchyard_core::server::link::Status;
+use switchyard_io::poller::Watch;
+use switchyard_io::{Key, Recv};
+use switchyard_wire::build::{self, Report};
+use switchyard_wire::tag::frontend;
+
+use crate::log::Level;
+use crate::snapshot::Logged;
+use crate::worker::Worker;
+use crate::worker::client::{Activity, Stage};
+use crate::worker::server::{Server, Stage as ServerStage, Use};
+
+/// The last word to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Farewell {
+    /// None.
+    Silent,
+    /// A FATAL with the reason as its text and this SQLSTATE.
+    Fatal(Cow<'static, str>),
+}
+
+impl Farewell {
+    /// The FATAL of a protocol violation, which PgBouncer uses for nearly everything.
+    pub(super) fn fatal() -> Self {
+        Farewell::Fatal(Cow::Borrowed("08P01"))
+    }
+
+    /// A FATAL with a code of its own.
+    pub(super) fn coded(sqlstate: impl Into<Cow<'static, str>>) -> Self {
+        Farewell::Fatal(sqlstate.into())
+    }
+}
+
+/// Reads of unread input before a socket is closed: closing with input unread resets the
+/// connection, and the peer may lose the error that it was just sent.
+const DRAIN_READS: usize = 16;
+
+/// Clients.
+impl Worker {
+    /// Writes a line about a client.
+    pub(super) fn log_client(&self, key: Key, level: Level, text: &str) {
+        if !self.shared.log.enabled(level) {
+            return;
+        }
+        if let Some(client) = self.clients.get(key) {
+            let prefix = client.prefix(self.snapshot.config.settings.listen_port);
+            self.shared.log.write(level, &format!("{prefix} {text}"));
+        }
+    }
+
+    /// A client's connection ended by itself.
+    pub(super) fn client_gone(&mut self, key: Key) {
+        self.close_client(key, "client unexpected eof", Farewell::Silent);
+    }
+
+    /// Ends a client.
+    pub(super) fn close_client(&mut self, key: Key, reason: &str, farewell: Farewell) {
+        let Some(client) = self.clients.get(key) else { return };
+        if matches!(client.stage, Stage::Leaving) {
+            self.forget_client(key);
+            return;
+        }
+        // Port scanners and health checks connect and leave without a word.
+        let wordless = matches!(client.stage, Stage::Start)
+            && client.input.is_empty()
+            && farewell == Farewell::Silent;
+        if !wordless && self.snapshot.log.disconnections == Logged::Yes {
+            let age = self.now.saturating_duration_since(client.connected).as_secs();
+            self.log_client(key, Level::Log, &format!("closing because: {reason} (age={age}s)"));
+        }
+        self.leave_queues(key);
+        if let Some(slot) = self.clients.get(key).and_then(|client| client.server()) {
+            self.abandon(slot, key);
+        }
+        if let Farewell::Fatal(sqlstate) = farewell {
+            self.say_fatal(key, &sqlstate, reason);
+        }
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.stage = Stage::Leaving;
+        if client.output.is_empty() {
+            self.forget_client(key);
+        } else {
+            self.watch_client(key, Watch::Both);
+        }
+    }
+
+    fn leave_queues(&mut self, key: Key) {
+        let ticket = self.ticket(key);
+        let Some(client) = self.clients.get(key) else { return };
+        let queued = match &client.stage {
+            Stage::Session(_, activity) => *activity == Activity::Waiting,
+            Stage::AwaitingWelcome(_) => true,
+            Stage::Start | Stage::Login(_) | Stage::Console(_) | Stage::Cancel | Stage::Leaving => {
+                false
+            }
+        };
+        if let (true, Some(place)) = (queued, &client.place) {
+            let pool = Arc::clone(&place.pool);
+            pool.decide(&mut self.orders, |inner| inner.machine.leave(ticket));
+        }
+    }
+
+    fn say_fatal(&mut self, key: Key, sqlstate: &str, text: &str) {
+        if self.snapshot.log.pooler_errors == Logged::Yes {
+            self.log_client(key, Level::Warning, &format!("pooler error: {text}"));
+        }
+        let report = Report { severity: "FATAL", sqlstate, message: text, detail: None };
+        let mut bytes = Vec::new();
+        build::error_response(&mut bytes, report);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if client.output.send(&mut client.stream, &bytes).is_err() {
+            return;
+        }
+        let mut nothing = [0; 4096];
+        for _ in 0..DRAIN_READS {
+            let Recv::Bytes(_) = client.stream.recv(&mut nothing) else { return };
+        }
+    }
+
+    /// Forgets a client whose last byte was sent.
+    pub(super) fn forget_client(&mut self, key: Key) {
+        let Some(client) = self.clients.remove(key) else { return };
+        self.shared.remove_key(&client.key);
+        self.shared.client_left(self.id);
+        if let Some(identity) = &client.identity {
+            identity.left(&self.shared);
+        }
+    }
+
+    /// A client leaves the server it was linked to.
+    fn abandon(&mut self, slot: Key, client: Key) {
+        let inside = match self.clients.get(client).map(|client| &client.stage) {
+            Some(Stage::Session(session, _)) => session.is_inside_message(),
+            _ => false,
+        };
+        let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
+            return;
+        };
+        let ServerStage::Ready(link, _) = &server.stage else { return };
+        if inside || !server.output.is_empty() {
+            let reason = "client disconnect before everything was sent to the server";
+            return self.close_server(slot, reason);
+        }
+        if link.is_free() {
+            server.set_use(Use::Idle);
+            return self.release(slot);
+        }
+        let reason = if link.status() == Status::Idle && !link.outstanding().is_empty() {
+            "client disconnected with query in progress"
+        } else {
+            "client disconnect while server was not ready"
+        };
+        self.close_server(slot, reason);
+    }
+}
+
+/// Servers.
+impl Worker {
+    fn log_server_end(&self, server: &Server, reason: &str) {
+        if self.snapshot.log.disconnections == Logged::Yes {
+            let age = self.now.saturating_duration_since(server.started).as_secs();
+            let line = format!("{} closing because: {reason} (age={age}s)", server.prefix());
+            self.shared.log.write(Level::Log, &line);
+        }
+    }
+
+    /// Closes a server that its pool has forgotten already.
+    pub(super) fn drop_server(&mut self, slot: Key, reason: &str) {
+        let Some(mut server) = self.servers.remove(slot).and_then(|slot| slot.here) else { return };
+        self.log_server_end(&server, reason);
+        let mut bytes = Vec::new();
+        build::empty(&mut bytes, frontend::TERMINATE);
+        // The server may be gone; then nobody needs the good-bye.
+        let _ = server.output.send(&mut server.stream, &bytes);
+    }
+
+    /// Closes a server that nobody is linked to.
+    pub(super) fn close_server(&mut self, slot: Key, reason: &str) {
+        let Some(place) = self.servers.get(slot) else { return };
+        let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
+        self.drop_server(slot, reason);
+        pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
+    }
+
+    /// A server connection failed, or the server broke the protocol.
+    pub(super) fn server_failed(&mut self, slot: Key, reason: &str) {
+        let Some(place) = self.servers.get(slot) else { return };
+        let Some(server) = place.here.as_ref() else { return };
+        let client = server.client();
+        if matches!(server.stage, ServerStage::Connecting(_) | ServerStage::Login(_)) {
+            let failure = OpenFailure {
+                text: reason.into(),
+                sqlstate: "08P01".into(),
+                kind: OpenFailureKind::Connect,
+            };
+            return self.open_failed(slot, failure);
+        }
+        let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
+        self.drop_server(slot, reason);
+        if let Some(client) = client {
+            self.close_client(client, reason, Farewell::fatal());
+        }
+        pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
+    }
+
+    /// An attempt to open a server failed: the pool decides what that means for those who wait.
+    pub(super) fn open_failed(&mut self, slot: Key, failure: OpenFailure) {
+        let Some(place) = self.servers.get(slot) else { return };
+        let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
+        let text = failure.text.clone();
+        pool.decide(&mut self.orders, |inner| inner.machine.open_failed(now, id, failure));
+        // Waiting clients are told before the server's own line.
+        let orders = std::mem::take(&mut self.orders);
+        orders.into_iter().for_each(|(pool, order)| self.obey(pool, order));
+        self.drop_server(slot, &text);
+    }
+}

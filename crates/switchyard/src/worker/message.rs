@@ -1,0 +1,86 @@
+//! What other threads ask of a worker.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use switchyard_core::ids::{Ticket, WorkerId};
+use switchyard_io::{Accepted, Key};
+
+use crate::entries::Entry;
+use crate::pools::{Order, SharedPool};
+use crate::worker::Worker;
+use crate::worker::close::Farewell;
+use crate::worker::connect::Opening;
+use crate::worker::rows::Gathering;
+
+/// A message to a worker.
+#[derive(Debug)]
+pub enum Message {
+    /// A client that the accepting worker placed here, with its number.
+    Client(Accepted, u64),
+    /// An order of a pool.
+    Order(Arc<SharedPool>, Order),
+    /// A server of this worker was taken over by another: its slot is free.
+    Vacate(Key),
+    /// Answer of a name lookup.
+    Resolved(Box<Opening>, io::Result<Vec<SocketAddr>>),
+    /// A cancel request for a client of this worker, from the connection behind the ticket.
+    Cancel(Ticket, Ticket),
+    /// A cancel request of a client of this worker has ended; the reason in the log.
+    CancelDone(Ticket, &'static str),
+    /// The settings were replaced.
+    Settings,
+    /// Describe all clients and servers.
+    Gather(Arc<Gathering>),
+    /// A gathering is complete, or a waiting command may be answered.
+    Gathered(Ticket, Arc<Gathering>),
+    /// Close the clients and servers of an entry.
+    Kill(Arc<Entry>, &'static str),
+    /// Close the client with this number.
+    KillClient(u64, Arc<Gathering>),
+    /// Close the TCP listeners, or all of them.
+    StopListening(Listeners),
+    /// Clients that would wait for a server are refused from now on.
+    RefuseWaiting,
+}
+
+/// Which listening sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listeners {
+    /// TCP ones.
+    Tcp,
+    /// All.
+    All,
+}
+
+impl Worker {
+    /// Acts on a message.
+    pub(super) fn receive(&mut self, message: Message) {
+        match message {
+            Message::Client(accepted, number) => self.adopt(accepted, number),
+            Message::Order(pool, order) => self.obey(pool, order),
+            Message::Vacate(slot) => {
+                self.servers.remove(slot);
+            }
+            Message::Resolved(opening, found) => self.resolved(*opening, found),
+            Message::Cancel(target, requester) => self.cancel_client(target, requester),
+            Message::CancelDone(requester, reason) => {
+                let key = Key::from_bits(requester.client);
+                self.close_client(key, reason, Farewell::Silent);
+            }
+            Message::Settings => self.snapshot = self.shared.snapshot(),
+            Message::Gather(gathering) => self.gather(&gathering),
+            Message::Gathered(console, gathering) => self.gathered(console, &gathering),
+            Message::Kill(entry, reason) => self.kill(&entry, reason),
+            Message::KillClient(number, gathering) => self.kill_client(number, &gathering),
+            Message::StopListening(which) => self.stop_listening(which),
+            Message::RefuseWaiting => self.refuse_waiting(),
+        }
+    }
+
+    /// Sends to a worker, this one included.
+    pub(super) fn send(&self, worker: WorkerId, message: Message) {
+        self.shared.send(worker, message);
+    }
+}

@@ -1,0 +1,271 @@
+//! One worker: a thread with its own poll, its clients and its servers.
+//!
+//! A turn handles what is ready, then messages of other threads, then work that these put off,
+//! then timers. Work for another connection than the one at hand is always put off to the queue
+//! of the turn, so that no handler is entered twice.
+//!
+//! Where to look: `accept` and `login` until a client is welcome, `relay` for its traffic,
+//! `checkout` for servers changing hands, `connect` for new servers, `close` for ends, `admin`
+//! for the console, `timers` for what is due.
+
+mod accept;
+pub mod admin;
+pub mod buffer;
+mod cancel;
+mod checkout;
+pub mod client;
+mod close;
+pub mod connect;
+mod login;
+pub mod message;
+mod relay;
+pub mod rows;
+pub mod server;
+mod timers;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use switchyard_core::batch::Batch;
+use switchyard_core::client::session::Flow;
+use switchyard_core::ids::{ServerId, WorkerId};
+use switchyard_io::poller::{RemoteRegistry, WAKE, Watch};
+use switchyard_io::{Inbox, Key, Listener, Poller, Ready, Table};
+
+use crate::pools::{Orders, SharedPool};
+use crate::shared::Shared;
+use crate::snapshot::Snapshot;
+use crate::worker::buffer::Spare;
+use crate::worker::client::Client;
+pub use crate::worker::message::Message;
+use crate::worker::server::Server;
+
+/// A place in a worker's table of servers. While a server is parked in its pool, the place stays,
+/// because the poll knows the connection by it.
+#[derive(Debug)]
+pub struct Slot {
+    /// The pool.
+    pub pool: Arc<SharedPool>,
+    /// Identity in the pool.
+    pub id: ServerId,
+    /// The connection, unless it is parked.
+    pub here: Option<Box<Server>>,
+}
+
+/// Work put off to the end of the handler at hand.
+#[derive(Debug)]
+enum Todo {
+    /// Go on with a client's unused bytes.
+    Client(Key),
+    /// Go on reading a server.
+    Server(Key),
+    /// A waiting client got a server.
+    Grant(Key, Box<Server>),
+    /// A client may finish its login.
+    Welcome(Key),
+    /// More connections may wait at a listener.
+    Accept(usize),
+}
+
+/// What a token stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Client(Key),
+    Server(Key),
+    Listener(usize),
+    Cancel(Key),
+}
+
+const KIND_SHIFT: u32 = 61;
+const VALUE_MASK: u64 = (1 << KIND_SHIFT) - 1;
+
+impl Source {
+    fn token(self) -> u64 {
+        let (kind, value) = match self {
+            Source::Client(key) => (0, key.to_bits()),
+            Source::Server(key) => (1, key.to_bits()),
+            Source::Listener(index) => (2, index as u64),
+            Source::Cancel(key) => (4, key.to_bits()),
+        };
+        (kind << KIND_SHIFT) | (value & VALUE_MASK)
+    }
+
+    fn of(token: u64) -> Source {
+        let value = token & VALUE_MASK;
+        match token >> KIND_SHIFT {
+            0 => Source::Client(Key::from_bits(value)),
+            1 => Source::Server(Key::from_bits(value)),
+            2 => Source::Listener(value as usize),
+            _ => Source::Cancel(Key::from_bits(value)),
+        }
+    }
+}
+
+/// A worker.
+#[derive(Debug)]
+pub struct Worker {
+    id: WorkerId,
+    shared: Arc<Shared>,
+    snapshot: Arc<Snapshot>,
+    poller: Poller,
+    inbox: Inbox<Message>,
+    clients: Table<Box<Client>>,
+    servers: Table<Slot>,
+    cancels: Table<cancel::Outgoing>,
+    listeners: Vec<accept::Listening>,
+    consoles: Vec<Key>,
+    scratch: Vec<u8>,
+    flow: Flow,
+    reply: Batch,
+    spare: Spare,
+    orders: Orders,
+    todo: VecDeque<Todo>,
+    now: Instant,
+    next_tick: Instant,
+}
+
+/// What a thread needs to become a worker, made beforehand so that others can send to it.
+#[derive(Debug)]
+pub struct Seat {
+    poller: Poller,
+    inbox: Inbox<Message>,
+}
+
+/// How others reach a worker.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// Its inbox.
+    pub sender: switchyard_io::Sender<Message>,
+    /// Its poll, for taking servers away from it.
+    pub registry: RemoteRegistry,
+}
+
+/// Bytes read at once.
+const SCRATCH: usize = 64 * 1024;
+/// Events handled per turn.
+const EVENTS: usize = 256;
+/// Time between two looks at what is due.
+const TICK: Duration = Duration::from_millis(250);
+/// The same while a console waits for something.
+const CONSOLE_TICK: Duration = Duration::from_millis(10);
+
+impl Seat {
+    /// A poll and an inbox.
+    pub fn new() -> io::Result<(Seat, Handle)> {
+        let poller = Poller::new(EVENTS)?;
+        let inbox = poller.inbox()?;
+        let handle = Handle { sender: inbox.sender(), registry: poller.remote()? };
+        Ok((Seat { poller, inbox }, handle))
+    }
+}
+
+impl Worker {
+    /// A worker in its seat, with the listening sockets that it serves.
+    pub fn new(id: WorkerId, seat: Seat, shared: Arc<Shared>, listeners: Vec<Listener>) -> Self {
+        let now = Instant::now();
+        let snapshot = shared.snapshot();
+        Worker {
+            id,
+            shared,
+            snapshot,
+            poller: seat.poller,
+            inbox: seat.inbox,
+            clients: Table::default(),
+            servers: Table::default(),
+            cancels: Table::default(),
+            listeners: listeners.into_iter().map(accept::Listening::new).collect(),
+            consoles: Vec::new(),
+            scratch: vec![0; SCRATCH],
+            flow: Flow::default(),
+            reply: Batch::default(),
+            spare: Spare::default(),
+            orders: Vec::new(),
+            todo: VecDeque::new(),
+            now,
+            next_tick: now + TICK,
+        }
+    }
+
+    /// Runs until the process ends.
+    pub fn run(mut self) {
+        self.start_listening();
+        let mut ready = Vec::with_capacity(EVENTS);
+        let mut messages = Vec::new();
+        loop {
+            let timeout = self.timeout();
+            if let Err(error) = self.poller.wait(timeout, &mut ready) {
+                self.shared.log.write(crate::log::Level::Fatal, &format!("poll failed: {error}"));
+                std::process::exit(1);
+            }
+            self.now = Instant::now();
+            for event in ready.drain(..) {
+                if event.token == WAKE {
+                    self.inbox.drain(&mut messages);
+                    messages.drain(..).for_each(|message| self.receive(message));
+                } else {
+                    self.dispatch(event);
+                }
+                self.settle();
+            }
+            if !self.consoles.is_empty() {
+                self.look_at_consoles();
+                self.settle();
+            }
+            if self.now >= self.next_tick {
+                self.next_tick = self.now + TICK;
+                self.tick();
+                self.settle();
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let tick = self.next_tick.saturating_duration_since(Instant::now());
+        Some(if self.consoles.is_empty() { tick } else { tick.min(CONSOLE_TICK) })
+    }
+
+    fn dispatch(&mut self, event: Ready) {
+        match Source::of(event.token) {
+            Source::Client(key) => self.client_ready(key, event),
+            Source::Server(key) => self.server_ready(key, event),
+            Source::Listener(index) => self.accept(index),
+            Source::Cancel(key) => self.cancel_ready(key, event),
+        }
+    }
+
+    /// Does what handlers put off, until nothing is left.
+    fn settle(&mut self) {
+        loop {
+            if !self.orders.is_empty() {
+                let orders = std::mem::take(&mut self.orders);
+                orders.into_iter().for_each(|(pool, order)| self.obey(pool, order));
+            }
+            match self.todo.pop_front() {
+                Some(Todo::Client(key)) => self.kick_client(key),
+                Some(Todo::Server(key)) => self.read_server(key),
+                Some(Todo::Grant(key, server)) => self.grant(key, server),
+                Some(Todo::Welcome(key)) => self.welcome(key),
+                Some(Todo::Accept(index)) => self.accept(index),
+                None if self.orders.is_empty() => return,
+                None => {}
+            }
+        }
+    }
+
+    fn watch_client(&mut self, key: Key, watch: Watch) {
+        if let Some(client) = self.clients.get_mut(key) {
+            let token = Source::Client(key).token();
+            // Failure shows as an end of the connection at its next use.
+            let _ = self.poller.reregister(&mut client.stream, token, watch);
+        }
+    }
+
+    fn watch_server(&mut self, key: Key, watch: Watch) {
+        if let Some(server) = self.servers.get_mut(key).and_then(|slot| slot.here.as_mut()) {
+            let token = Source::Server(key).token();
+            let _ = self.poller.reregister(&mut server.stream, token, watch);
+        }
+    }
+}

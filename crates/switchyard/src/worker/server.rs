@@ -1,0 +1,136 @@
+//! A server connection as a worker holds it, and the moves between connection, pool and client.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use switchyard_core::ids::{LaneId, ServerId, WorkerId};
+use switchyard_core::server::link::Link;
+use switchyard_core::server::login::ServerLogin;
+use switchyard_io::{Key, Remote, Stream};
+
+use crate::pools::SharedPool;
+use crate::worker::buffer::Pending;
+
+/// What a server connection is doing.
+#[derive(Debug)]
+pub enum Stage {
+    /// TCP connection under way.
+    Connecting(Box<ServerLogin>),
+    /// On its way from one stage to the next.
+    Between,
+    /// Login dialogue.
+    Login(Box<ServerLogin>),
+    /// Logged in.
+    Ready(Link, Use),
+}
+
+/// What a logged-in server is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Parked, or on its way between owners.
+    Idle,
+    /// Linked to this client of the same worker.
+    Linked(Key),
+    /// Running a hidden query of ours.
+    Testing,
+    /// Released, but a cancel request that was sent for it has not ended.
+    BeingCanceled,
+}
+
+/// A server connection.
+#[derive(Debug)]
+pub struct Server {
+    /// Identity in its pool.
+    pub id: ServerId,
+    /// Number shown to operators.
+    pub number: u64,
+    /// Its pool.
+    pub pool: Arc<SharedPool>,
+    /// The node it leads to.
+    pub lane: LaneId,
+    /// Name of that node, empty for plain entries.
+    pub node: String,
+    /// The socket.
+    pub stream: Stream,
+    /// Slot in its home worker's table.
+    pub slot: Key,
+    /// Home worker.
+    pub home: WorkerId,
+    /// Progress.
+    pub stage: Stage,
+    /// Bytes of a message that is not complete.
+    pub input: Vec<u8>,
+    /// Bytes that did not fit into the socket.
+    pub output: Pending,
+    /// Whether the socket may hold more bytes than were read.
+    pub unread: Unread,
+    /// Where it is connected to.
+    pub remote: Remote,
+    /// `HOST:PORT` as in log lines.
+    pub address: String,
+    /// Key for cancel requests.
+    pub key: Vec<u8>,
+    /// Process id at the server.
+    pub pid: u32,
+    /// When the attempt began.
+    pub started: Instant,
+    /// The same as a time of day.
+    pub started_at: SystemTime,
+    /// When the last query of ours was sent.
+    pub asked: Instant,
+    /// Last message of the server.
+    pub heard: Instant,
+    /// Own address.
+    pub local: Option<SocketAddr>,
+    /// Cancel requests under way to it.
+    pub cancels: u32,
+}
+
+/// Whether a socket may hold unread bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// The last read was short: nothing is left.
+    No,
+    /// Reading was put off.
+    Maybe,
+}
+
+impl Server {
+    /// The client it is linked to.
+    #[inline]
+    pub fn client(&self) -> Option<Key> {
+        match &self.stage {
+            Stage::Ready(_, Use::Linked(client)) => Some(*client),
+            Stage::Ready(..) | Stage::Connecting(_) | Stage::Login(_) | Stage::Between => None,
+        }
+    }
+
+    /// The machine that follows its answers, once it is logged in.
+    #[inline]
+    pub fn link(&mut self) -> Option<&mut Link> {
+        match &mut self.stage {
+            Stage::Ready(link, _) => Some(link),
+            Stage::Connecting(_) | Stage::Login(_) | Stage::Between => None,
+        }
+    }
+
+    /// Changes what a logged-in server is used for.
+    pub fn set_use(&mut self, to: Use) {
+        if let Stage::Ready(_, current) = &mut self.stage {
+            *current = to;
+        }
+    }
+
+    /// Prefix of its log lines.
+    pub fn prefix(&self) -> String {
+        let (database, user) = (&self.pool.entry.name, &self.pool.user);
+        let at = if self.node.is_empty() { String::new() } else { format!("@{}", self.node) };
+        format!("S-{:#x}: {database}{at}/{user}@{}", pointer(self.number), self.address)
+    }
+}
+
+/// A number that looks like an address, as in log lines and SHOW.
+pub fn pointer(number: u64) -> u64 {
+    0x10_0000_0000 + number * 0x40
+}
