@@ -1,1 +1,68 @@
-//! Placeholder until the first module lands.
+//! Real PostgreSQL servers and poolers in front of them, driven from outside: programs, files and
+//! sockets only. For tests and benchmarks; everything started here ends with its value.
+
+mod pooler;
+mod postgres;
+
+use std::io;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+pub use pooler::Pooler;
+pub use postgres::Postgres;
+
+/// Unprivileged user that servers run as when we are root, which PostgreSQL refuses.
+pub(crate) const USER: &str = "postgres";
+
+/// Longest wait for something to come up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A command that runs as an unprivileged user.
+pub(crate) fn unprivileged(program: &Path) -> Command {
+    if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", USER, "--regid", USER, "--init-groups", "--"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    }
+}
+
+/// Runs a command to its end; its failure is an error with what it printed.
+pub fn run(command: &mut Command) -> io::Result<String> {
+    let Output { status, stdout, stderr } = command.output()?;
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    if status.success() {
+        return Ok(text);
+    }
+    let stderr = String::from_utf8_lossy(&stderr);
+    Err(io::Error::other(format!("{command:?}: {status}\n{text}{stderr}")))
+}
+
+/// A TCP port that nobody uses at this moment.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// Asks again and again until the answer is yes.
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> io::Result<()> {
+    let start = Instant::now();
+    while !done() {
+        if start.elapsed() > PATIENCE {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no {what}")));
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// A directory that the unprivileged user owns.
+pub(crate) fn directory() -> io::Result<tempfile::TempDir> {
+    let directory = tempfile::Builder::new().prefix("switchyard").tempdir()?;
+    if rustix::process::geteuid().is_root() {
+        run(Command::new("chown").arg(USER).arg(directory.path()))?;
+    }
+    Ok(directory)
+}

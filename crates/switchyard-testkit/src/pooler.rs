@@ -1,0 +1,114 @@
+//! A pooler that reads a pgbouncer.ini: ours or another one.
+
+use std::io;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::{directory, free_port, postgres, run, unprivileged, wait_until};
+
+/// A running pooler.
+#[derive(Debug)]
+pub struct Pooler {
+    /// TCP port on 127.0.0.1.
+    pub port: u16,
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+/// Clock ticks a second in /proc; fixed by the kernel's interface.
+const TICKS: u64 = 100;
+
+/// Runs SQL through psql; answers unaligned rows without headers.
+pub(crate) fn psql(port: u16, user: &str, database: &str, sql: &str) -> io::Result<String> {
+    run(Command::new(postgres::programs()?.join("psql"))
+        .env("PGPASSWORD", "secret")
+        .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", user])
+        .args(["-p", &port.to_string(), "-d", database, "-c", sql]))
+}
+
+impl Pooler {
+    /// Starts `program` with these `[databases]` lines and `[pgbouncer]` lines; users `postgres`
+    /// and `app` have the password `secret`.
+    pub fn start(program: &Path, databases: &str, settings: &str) -> io::Result<Self> {
+        let (directory, port) = (directory()?, free_port()?);
+        let at = directory.path().display();
+        let ini = format!(
+            "[databases]\n{databases}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {port}\nunix_socket_dir = {at}\nauth_file = {at}/users\n\
+             logfile = {at}/log\nadmin_users = postgres\nauth_type = trust\n{settings}\n"
+        );
+        std::fs::write(directory.path().join("pooler.ini"), ini)?;
+        let users = "\"postgres\" \"secret\"\n\"app\" \"secret\"\n";
+        std::fs::write(directory.path().join("users"), users)?;
+        let mut command = unprivileged(program);
+        command.arg("-q").arg(directory.path().join("pooler.ini"));
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        let pooler = Pooler { port, child, directory };
+        wait_until("pooler", || TcpStream::connect(("127.0.0.1", port)).is_ok())?;
+        Ok(pooler)
+    }
+
+    /// The ini file.
+    pub fn ini(&self) -> PathBuf {
+        self.directory.path().join("pooler.ini")
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> io::Result<String> {
+        std::fs::read_to_string(self.directory.path().join("log"))
+    }
+
+    /// Runs SQL as a user on a database.
+    pub fn sql(&self, user: &str, database: &str, sql: &str) -> io::Result<String> {
+        psql(self.port, user, database, sql)
+    }
+
+    /// Runs a console command.
+    pub fn console(&self, command: &str) -> io::Result<String> {
+        self.sql("postgres", "pgbouncer", command)
+    }
+
+    /// CPU time of the process and all its threads, in user and kernel mode.
+    pub fn cpu(&self) -> io::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let field = |index: usize| after.split_whitespace().nth(index)?.parse::<u64>().ok();
+        let ticks = field(11).unwrap_or(0) + field(12).unwrap_or(0);
+        Ok(Duration::from_millis(ticks * 1000 / TICKS))
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0))
+    }
+
+    /// Runs pgbench's read-only script; answers the number of transactions.
+    pub fn pgbench(&self, mode: &str, clients: u32, seconds: u32) -> io::Result<u64> {
+        let text = run(Command::new(postgres::programs()?.join("pgbench"))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-S", "-n", "-M", mode])
+            .args(["-p", &self.port.to_string(), "-c", &clients.to_string()])
+            .args(["-T", &seconds.to_string(), "postgres"]))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("number of transactions actually processed:"));
+        let count = line.and_then(|line| line.trim().split('/').next()?.parse().ok());
+        count.ok_or_else(|| io::Error::other(text.clone()))
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,89 @@
+//! A PostgreSQL server in a temporary directory.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{directory, free_port, run, unprivileged};
+
+/// A running server; the superuser is `postgres`, who needs no password on the loopback.
+#[derive(Debug)]
+pub struct Postgres {
+    /// TCP port on 127.0.0.1.
+    pub port: u16,
+    directory: tempfile::TempDir,
+}
+
+/// The newest installed version's programs.
+pub(crate) fn programs() -> io::Result<PathBuf> {
+    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")?
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .filter(|path| path.join("initdb").exists())
+        .collect();
+    versions.sort();
+    versions.pop().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "PostgreSQL"))
+}
+
+impl Postgres {
+    /// Makes a cluster and starts it, with `hba` lines in front of trust for everybody.
+    pub fn start(hba: &str) -> io::Result<Self> {
+        let directory = directory()?;
+        let port = free_port()?;
+        let server = Postgres { port, directory };
+        let data = server.data();
+        run(unprivileged(&programs()?.join("initdb"))
+            .args(["-A", "trust", "-U", "postgres", "-N", "-D"])
+            .arg(&data))?;
+        let file = data.join("pg_hba.conf");
+        let rest = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, format!("{hba}\n{rest}"))?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn control(&self) -> io::Result<Command> {
+        let mut command = unprivileged(&programs()?.join("pg_ctl"));
+        command.arg("-D").arg(self.data()).arg("-w").arg("-l").arg(self.log());
+        Ok(command)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// Starts it (again).
+    pub fn launch(&self) -> io::Result<()> {
+        let options = format!(
+            "-p {} -k {} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200",
+            self.port,
+            self.directory.path().display()
+        );
+        run(self.control()?.args(["-o", &options, "start"])).map(drop)
+    }
+
+    /// Ends it: `fast` or `immediate`.
+    pub fn stop(&self, mode: &str) -> io::Result<()> {
+        run(self.control()?.args(["-m", mode, "stop"])).map(drop)
+    }
+
+    /// Directory of its unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Runs SQL on the server itself.
+    pub fn sql(&self, sql: &str) -> io::Result<String> {
+        crate::pooler::psql(self.port, "postgres", "postgres", sql)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // It may have been stopped already.
+        let _ = self.stop("immediate");
+    }
+}
