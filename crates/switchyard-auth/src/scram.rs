@@ -131,7 +131,7 @@ fn attributes(message: &str) -> impl Iterator<Item = (char, &str)> {
     })
 }
 
-fn attribute<'a>(message: &'a str, wanted: char) -> Option<&'a str> {
+fn attribute(message: &str, wanted: char) -> Option<&str> {
     attributes(message).find(|(name, _)| *name == wanted).map(|(_, value)| value)
 }
 

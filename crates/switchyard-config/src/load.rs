@@ -245,7 +245,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "(\\[pgbouncer\\]\n|\\[databases\\]\n|[ -~é]{0,12}[=\n']?){0,8}") {
+        fn no_text_panics(
+            text in "(\\[pgbouncer\\]\n|\\[databases\\]\n|[ -~é]{0,12}[=\n']?){0,8}") {
             let _ = check(&text);
         }
     }

@@ -74,7 +74,9 @@ impl Registry {
 
 /// The names of one client. Empty until the first named Parse.
 #[derive(Debug, Default)]
-pub struct ClientStatements(Option<Box<HashMap<Box<[u8]>, Arc<Statement>, RandomState>>>);
+pub struct ClientStatements(Option<Box<ByName>>);
+
+type ByName = HashMap<Box<[u8]>, Arc<Statement>, RandomState>;
 
 impl ClientStatements {
     /// The statement behind a name.

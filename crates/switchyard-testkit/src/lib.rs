@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 pub use pooler::Pooler;
-pub use postgres::Postgres;
+pub use postgres::{Postgres, programs};
 
 /// Unprivileged user that servers run as when we are root, which PostgreSQL refuses.
 pub(crate) const USER: &str = "postgres";

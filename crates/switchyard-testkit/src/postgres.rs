@@ -15,7 +15,7 @@ pub struct Postgres {
 }
 
 /// The newest installed version's programs.
-pub(crate) fn programs() -> io::Result<PathBuf> {
+pub fn programs() -> io::Result<PathBuf> {
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")?
         .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
         .filter(|path| path.join("initdb").exists())

@@ -197,10 +197,8 @@ impl Shared {
         let user = definition.user.as_deref().unwrap_or(login_user);
         let make = || options::make_pool(&snapshot, entry, user, self.load.len());
         let (pool, made) = entry.pool(user, make);
-        if made == Made::Now {
-            if lock(&self.lifecycle).is_paused(&entry.name) {
-                pool.lock().machine.pause();
-            }
+        if made == Made::Now && lock(&self.lifecycle).is_paused(&entry.name) {
+            pool.lock().machine.pause();
         }
         pool
     }

@@ -85,7 +85,7 @@ fn average(before: &Values, after: &Values, seconds: f64) -> Values {
         *slot = after[index].saturating_sub(before[index]);
     }
     let [assignments, xacts, queries, _, _, xact_time, query_time, wait_time, ..] = change;
-    let per = |amount: u64, count: u64| if count == 0 { 0 } else { amount / count };
+    let per = |amount: u64, count: u64| amount.checked_div(count).unwrap_or(0);
     let rate = |amount: u64| if seconds > 0.0 { (amount as f64 / seconds) as u64 } else { 0 };
     let mut rates = change.map(rate);
     rates[XACTS] = rate(xacts);

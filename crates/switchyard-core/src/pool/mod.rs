@@ -9,10 +9,13 @@
 //! slots of a lane never exceed the size; no waiter while an eligible idle server exists.
 
 mod lane;
+mod questions;
 mod queue;
+mod standby;
+mod terms;
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use foldhash::fast::RandomState;
 
@@ -20,132 +23,10 @@ use crate::ids::{LaneId, ServerId, Ticket, WorkerId};
 use lane::{Failed, Lane};
 pub use lane::{LaneRole, Want};
 use queue::Queues;
-
-/// Sizes and times that a pool keeps to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Servers per lane; 0 means no limit.
-    pub size: usize,
-    /// Age at which an unused server is closed; zero means after one use.
-    pub lifetime: Duration,
-    /// Idle time after which a server is closed; zero means never.
-    pub idle_timeout: Duration,
-    /// Idle time after which a server is checked before use; `None` means never.
-    pub check_delay: Option<Duration>,
-    /// Pause after a failed login, counted from its start.
-    pub login_retry: Duration,
-    /// Which idle server is used next.
-    pub order: Order,
-    /// What clients are told while logins fail.
-    pub failing: Failing,
-    /// Logged-in connections kept ready on each standby of a cluster.
-    pub standby: Standby,
-    /// How much longer a waiter of another worker must have waited to come first.
-    pub fairness: Duration,
-}
-
-/// Order in which idle servers are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// The one released last.
-    Lifo,
-    /// The one idle longest (`server_round_robin`).
-    RoundRobin,
-}
-
-/// What happens to a client that needs a server after a failed login.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failing {
-    /// It gets the remembered error.
-    Refuse,
-    /// It waits; clusters do so.
-    Wait,
-}
-
-/// Connections kept ready on standbys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standby {
-    /// At least one, and as many as the writer's peak of the last minute.
-    Auto,
-    /// So many.
-    Fixed(usize),
-}
-
-/// Answer to a checkout.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Checkout {
-    /// Use this server at once.
-    Granted(ServerId),
-    /// The client is in the queue.
-    Wait,
-    /// Logins have been failing; the reason.
-    Refused(String),
-}
-
-/// Answer to a checkin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Checkin {
-    /// Hand it to this waiter.
-    Give(Ticket),
-    /// It is idle; park it.
-    Idle,
-    /// Close it, for this reason. The slot is gone.
-    Close(&'static str),
-}
-
-/// Orders to the shell that come out of other inputs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Open a connection; the slot is the permit, answered by `opened` or `open_failed`.
-    Open(ServerId, LaneId, WorkerId),
-    /// Take this idle server out and hand it to a waiter.
-    Give(ServerId, Ticket),
-    /// Take this idle server out and check it; answered by `checkin` or `closed`.
-    Check(ServerId, WorkerId),
-    /// Take this idle server out and close it. The slot is gone.
-    Close(ServerId, &'static str),
-    /// The waiter's login or query fails.
-    Fail(Ticket, OpenFailure),
-    /// The server's parameters are known: the client waiting for its welcome may go on.
-    Welcome(Ticket),
-}
-
-/// Why a server could not be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenFailure {
-    /// Text for clients, and the remembered error.
-    pub text: String,
-    /// SQLSTATE for clients.
-    pub sqlstate: String,
-    /// What kind of failure.
-    pub kind: OpenFailureKind,
-}
-
-/// Kinds of failure with different consequences for waiting clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenFailureKind {
-    /// The server refused the login: waiting clients are told.
-    Login,
-    /// No connection, or the server is starting up: they wait on.
-    Connect,
-}
-
-/// How many servers and clients are in which state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Linked to a client, or being reset.
-    pub busy: usize,
-    /// Idle.
-    pub idle: usize,
-    /// Idle for longer than the check delay.
-    pub used: usize,
-    /// Running a check.
-    pub testing: usize,
-    /// Connecting or logging in.
-    pub opening: usize,
-    /// Clients in the queue.
-    pub waiting: usize,
-}
+pub use terms::{
+    Checkin, Checkout, Counts, Effect, Failing, Limits, OpenFailure, OpenFailureKind, Order,
+    Standby,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -201,9 +82,6 @@ pub struct Pool {
     welcome: Welcome,
     effects: VecDeque<Effect>,
 }
-
-/// Span over which the peak use of the writer is remembered.
-const PEAK_SPAN: Duration = Duration::from_secs(60);
 
 impl Pool {
     /// A pool of a plain entry: one lane, which is its own writer.
@@ -446,87 +324,6 @@ impl Pool {
             }
         }
         self.open_for_waiters(now);
-    }
-}
-
-/// Questions.
-impl Pool {
-    /// Numbers for SHOW; `lane` limits them to one node.
-    pub fn counts(&self, now: Instant, lane: Option<LaneId>) -> Counts {
-        let mut counts =
-            Counts { waiting: self.queues.len() + self.logins.len(), ..Counts::default() };
-        for slot in self.slots.values().filter(|slot| lane.is_none_or(|lane| slot.lane == lane)) {
-            match slot.state {
-                State::Opening => counts.opening += 1,
-                State::Testing => counts.testing += 1,
-                State::Busy => counts.busy += 1,
-                State::Idle if self.is_unchecked(now, slot) => counts.used += 1,
-                State::Idle => counts.idle += 1,
-            }
-        }
-        counts
-    }
-
-    /// Number of servers in any state.
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Whether there is no server.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    /// Since when the first waiter waits.
-    pub fn oldest_wait(&self) -> Option<Instant> {
-        self.queues.oldest().or(self.logins.front().map(|(_, since)| *since))
-    }
-
-    /// The lane of a server.
-    pub fn lane_of(&self, id: ServerId) -> Option<LaneId> {
-        self.slots.get(&id).map(|slot| slot.lane)
-    }
-
-    /// Whether nothing is given out.
-    pub fn is_paused(&self) -> bool {
-        self.gate == Gate::Paused
-    }
-
-    /// Whether a server was idle for so long that it is checked before its next use.
-    pub fn is_used(&self, now: Instant, id: ServerId) -> bool {
-        self.slots.get(&id).is_some_and(|slot| self.is_unchecked(now, slot))
-    }
-
-    /// Whether a lane leads to the writer.
-    pub fn is_writer(&self, lane: LaneId) -> bool {
-        self.lanes.iter().any(|known| known.id == lane && known.role == LaneRole::Writer)
-    }
-
-    /// When a server was logged in, and when it was last used.
-    pub fn times(&self, id: ServerId) -> Option<(Instant, Instant)> {
-        self.slots.get(&id).map(|slot| (slot.started, slot.used))
-    }
-
-    /// Whether a server must not be used again.
-    pub fn is_stale(&self, id: ServerId) -> bool {
-        self.slots.get(&id).is_none_or(|slot| slot.freshness != Freshness::Fresh)
-    }
-
-    /// Panics if an invariant is broken.
-    pub fn check(&self) {
-        for lane in &self.lanes {
-            let slots = self.slots.values().filter(|slot| slot.lane == lane.id);
-            let idle = slots.clone().filter(|slot| slot.state == State::Idle).count();
-            assert_eq!(idle, lane.idle_len(), "idle slots are the parked ones");
-            for id in lane.idle_ids() {
-                assert!(self.slots.contains_key(&id), "a parked server has a slot");
-            }
-            let waited_for = self.queues.wants().any(|want| self.lanes.accept(want, lane.id));
-            assert!(
-                self.gate == Gate::Paused || !waited_for || idle == 0,
-                "nobody waits while an eligible idle server exists"
-            );
-        }
     }
 }
 
@@ -786,46 +583,5 @@ impl Pool {
             expired.retain(|id| *id == first || !over_age(id));
         }
         expired
-    }
-
-    fn standby_target(&self, now: Instant) -> usize {
-        match self.limits.standby {
-            Standby::Fixed(count) => count,
-            Standby::Auto => {
-                let peak = self.lanes.iter().filter_map(|lane| lane.peak(now, PEAK_SPAN)).max();
-                peak.unwrap_or(0).max(1)
-            }
-        }
-    }
-
-    /// Opens connections to standbys beforehand, so that a promotion finds them ready.
-    fn keep_standbys(&mut self, now: Instant) {
-        let writer = self.lanes.iter().find(|lane| lane.role == LaneRole::Writer).map(|l| l.id);
-        if let Some(writer) = writer {
-            let busy = self.busy(writer) + self.prospects(writer);
-            if let Some(lane) = self.lane_mut(writer) {
-                lane.note_use(now, busy);
-            }
-        }
-        if self.gate == Gate::Paused || self.lanes.len() < 2 {
-            return;
-        }
-        let target = self.standby_target(now);
-        let standbys: Vec<LaneId> = self
-            .lanes
-            .iter()
-            .filter(|lane| lane.role == LaneRole::Reader)
-            .filter(|lane| lane.failed.as_ref().is_none_or(|failed| now >= failed.retry_at))
-            .map(|lane| lane.id)
-            .collect();
-        for lane in standbys {
-            let have = self.lane_len(lane);
-            for index in have..target {
-                let worker = WorkerId((index % self.queues.workers()) as u16);
-                if !self.mint(now, lane, worker) {
-                    break;
-                }
-            }
-        }
     }
 }

@@ -170,7 +170,7 @@ impl Worker {
                 }
                 *activity = Activity::Idle;
             }
-            if !client.input.is_empty() || client.unread == Unread::Maybe {
+            if !client.input.is_empty() || client.unread != Unread::No {
                 self.todo.push_back(Todo::Client(key));
             }
         }

@@ -36,6 +36,9 @@ impl Worker {
         if event.closed && client.activity() == Some(Activity::Waiting) {
             return self.close_client(key, "client unexpected eof", Farewell::Silent);
         }
+        if event.closed {
+            client.unread = Unread::End;
+        }
         if event.readable {
             self.read_client(key);
         }
@@ -70,10 +73,10 @@ impl Worker {
         for _ in 0..READS_PER_TURN {
             let Some(client) = self.clients.get_mut(key) else { return };
             if !Self::may_read(client, &self.servers) {
-                client.unread = Unread::Maybe;
+                client.unread.put_off();
                 return;
             }
-            client.unread = Unread::No;
+            client.unread.reading();
             let (received, room) = if client.input.is_empty() {
                 (client.stream.recv(&mut self.scratch), self.scratch.len())
             } else {
@@ -100,13 +103,14 @@ impl Worker {
             } else {
                 self.use_input(key);
             }
-            if count < room {
+            let ended = self.clients.get(key).is_some_and(|c| c.unread == Unread::End);
+            if count < room && !ended {
                 return;
             }
         }
         self.todo.push_back(Todo::Client(key));
         if let Some(client) = self.clients.get_mut(key) {
-            client.unread = Unread::Maybe;
+            client.unread.put_off();
         }
     }
 
@@ -117,7 +121,7 @@ impl Worker {
             self.use_input(key);
         }
         let Some(client) = self.clients.get_mut(key) else { return };
-        if client.unread == Unread::Maybe && Self::may_read(client, &self.servers) {
+        if client.unread != Unread::No && Self::may_read(client, &self.servers) {
             self.read_client(key);
         }
     }
@@ -299,6 +303,9 @@ impl Worker {
         if matches!(server.stage, ServerStage::Connecting(_)) {
             return self.server_connected(key, event);
         }
+        if event.closed {
+            server.unread = Unread::End;
+        }
         if event.writable {
             self.flush_server(key);
         }
@@ -330,10 +337,10 @@ impl Worker {
             let Some(server) = slot.here.as_mut() else { return };
             let client = server.client().and_then(|client| self.clients.get(client));
             if client.is_some_and(|client| !client.output.is_empty()) {
-                server.unread = Unread::Maybe;
+                server.unread.put_off();
                 return;
             }
-            server.unread = Unread::No;
+            server.unread.reading();
             let kept = server.input.len();
             self.scratch[..kept].copy_from_slice(&server.input);
             let count = match server.stream.recv(&mut self.scratch[kept..]) {
@@ -353,7 +360,9 @@ impl Worker {
                     self.spare.recycle(std::mem::take(&mut server.input));
                 }
             }
-            let drained = kept + count < scratch.len();
+            let ended = self.servers.get(key).and_then(|slot| slot.here.as_ref());
+            let ended = ended.is_some_and(|server| server.unread == Unread::End);
+            let drained = kept + count < scratch.len() && !ended;
             self.scratch = scratch;
             if drained {
                 return self.give_back(key);

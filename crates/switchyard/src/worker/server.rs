@@ -94,6 +94,24 @@ pub enum Unread {
     No,
     /// Reading was put off.
     Maybe,
+    /// The peer hung up, which is reported once: a short read is not the end, only the end is.
+    End,
+}
+
+impl Unread {
+    /// What a read begins with: only the peer's end outlasts it.
+    pub(super) fn reading(&mut self) {
+        if *self == Unread::Maybe {
+            *self = Unread::No;
+        }
+    }
+
+    /// Reading is put off.
+    pub(super) fn put_off(&mut self) {
+        if *self == Unread::No {
+            *self = Unread::Maybe;
+        }
+    }
 }
 
 impl Server {

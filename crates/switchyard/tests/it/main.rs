@@ -194,7 +194,10 @@ fn a_running_query_is_cancelled() -> io::Result<()> {
     assert!(!output.success());
     wait_until("cancel", || {
         postgres
-            .sql("select count(*) from pg_stat_activity where state = 'active' and query like '%600%'")
+            .sql(
+                "select count(*) from pg_stat_activity \
+                 where state = 'active' and query like '%600%'",
+            )
             .is_ok_and(|count| count.trim() == "1" || count.trim() == "0")
     })?;
     assert!(pooler.log()?.contains("successfully sent cancel request"));

@@ -1,0 +1,89 @@
+//! What can be asked of a pool without changing it, and its invariants.
+
+use std::time::Instant;
+
+use crate::ids::{LaneId, ServerId};
+use crate::pool::lane::LaneRole;
+use crate::pool::terms::Counts;
+use crate::pool::{Freshness, Gate, Lanes, Pool, State};
+
+/// Questions.
+impl Pool {
+    /// Numbers for SHOW; `lane` limits them to one node.
+    pub fn counts(&self, now: Instant, lane: Option<LaneId>) -> Counts {
+        let mut counts =
+            Counts { waiting: self.queues.len() + self.logins.len(), ..Counts::default() };
+        for slot in self.slots.values().filter(|slot| lane.is_none_or(|lane| slot.lane == lane)) {
+            match slot.state {
+                State::Opening => counts.opening += 1,
+                State::Testing => counts.testing += 1,
+                State::Busy => counts.busy += 1,
+                State::Idle if self.is_unchecked(now, slot) => counts.used += 1,
+                State::Idle => counts.idle += 1,
+            }
+        }
+        counts
+    }
+
+    /// Number of servers in any state.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there is no server.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Since when the first waiter waits.
+    pub fn oldest_wait(&self) -> Option<Instant> {
+        self.queues.oldest().or(self.logins.front().map(|(_, since)| *since))
+    }
+
+    /// The lane of a server.
+    pub fn lane_of(&self, id: ServerId) -> Option<LaneId> {
+        self.slots.get(&id).map(|slot| slot.lane)
+    }
+
+    /// Whether nothing is given out.
+    pub fn is_paused(&self) -> bool {
+        self.gate == Gate::Paused
+    }
+
+    /// Whether a server was idle for so long that it is checked before its next use.
+    pub fn is_used(&self, now: Instant, id: ServerId) -> bool {
+        self.slots.get(&id).is_some_and(|slot| self.is_unchecked(now, slot))
+    }
+
+    /// Whether a lane leads to the writer.
+    pub fn is_writer(&self, lane: LaneId) -> bool {
+        self.lanes.iter().any(|known| known.id == lane && known.role == LaneRole::Writer)
+    }
+
+    /// When a server was logged in, and when it was last used.
+    pub fn times(&self, id: ServerId) -> Option<(Instant, Instant)> {
+        self.slots.get(&id).map(|slot| (slot.started, slot.used))
+    }
+
+    /// Whether a server must not be used again.
+    pub fn is_stale(&self, id: ServerId) -> bool {
+        self.slots.get(&id).is_none_or(|slot| slot.freshness != Freshness::Fresh)
+    }
+
+    /// Panics if an invariant is broken.
+    pub fn check(&self) {
+        for lane in &self.lanes {
+            let slots = self.slots.values().filter(|slot| slot.lane == lane.id);
+            let idle = slots.clone().filter(|slot| slot.state == State::Idle).count();
+            assert_eq!(idle, lane.idle_len(), "idle slots are the parked ones");
+            for id in lane.idle_ids() {
+                assert!(self.slots.contains_key(&id), "a parked server has a slot");
+            }
+            let waited_for = self.queues.wants().any(|want| self.lanes.accept(want, lane.id));
+            assert!(
+                self.gate == Gate::Paused || !waited_for || idle == 0,
+                "nobody waits while an eligible idle server exists"
+            );
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What a pool is told and what it answers: limits, outcomes, orders to the shell, numbers.
+
+use std::time::Duration;
+
+use crate::ids::{LaneId, ServerId, Ticket, WorkerId};
+
+/// Sizes and times that a pool keeps to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Servers per lane; 0 means no limit.
+    pub size: usize,
+    /// Age at which an unused server is closed; zero means after one use.
+    pub lifetime: Duration,
+    /// Idle time after which a server is closed; zero means never.
+    pub idle_timeout: Duration,
+    /// Idle time after which a server is checked before use; `None` means never.
+    pub check_delay: Option<Duration>,
+    /// Pause after a failed login, counted from its start.
+    pub login_retry: Duration,
+    /// Which idle server is used next.
+    pub order: Order,
+    /// What clients are told while logins fail.
+    pub failing: Failing,
+    /// Logged-in connections kept ready on each standby of a cluster.
+    pub standby: Standby,
+    /// How much longer a waiter of another worker must have waited to come first.
+    pub fairness: Duration,
+}
+
+/// Order in which idle servers are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The one released last.
+    Lifo,
+    /// The one idle longest (`server_round_robin`).
+    RoundRobin,
+}
+
+/// What happens to a client that needs a server after a failed login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failing {
+    /// It gets the remembered error.
+    Refuse,
+    /// It waits; clusters do so.
+    Wait,
+}
+
+/// Connections kept ready on standbys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standby {
+    /// At least one, and as many as the writer's peak of the last minute.
+    Auto,
+    /// So many.
+    Fixed(usize),
+}
+
+/// Answer to a checkout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checkout {
+    /// Use this server at once.
+    Granted(ServerId),
+    /// The client is in the queue.
+    Wait,
+    /// Logins have been failing; the reason.
+    Refused(String),
+}
+
+/// Answer to a checkin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checkin {
+    /// Hand it to this waiter.
+    Give(Ticket),
+    /// It is idle; park it.
+    Idle,
+    /// Close it, for this reason. The slot is gone.
+    Close(&'static str),
+}
+
+/// Orders to the shell that come out of other inputs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Open a connection; the slot is the permit, answered by `opened` or `open_failed`.
+    Open(ServerId, LaneId, WorkerId),
+    /// Take this idle server out and hand it to a waiter.
+    Give(ServerId, Ticket),
+    /// Take this idle server out and check it; answered by `checkin` or `closed`.
+    Check(ServerId, WorkerId),
+    /// Take this idle server out and close it. The slot is gone.
+    Close(ServerId, &'static str),
+    /// The waiter's login or query fails.
+    Fail(Ticket, OpenFailure),
+    /// The server's parameters are known: the client waiting for its welcome may go on.
+    Welcome(Ticket),
+}
+
+/// Why a server could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenFailure {
+    /// Text for clients, and the remembered error.
+    pub text: String,
+    /// SQLSTATE for clients.
+    pub sqlstate: String,
+    /// What kind of failure.
+    pub kind: OpenFailureKind,
+}
+
+/// Kinds of failure with different consequences for waiting clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenFailureKind {
+    /// The server refused the login: waiting clients are told.
+    Login,
+    /// No connection, or the server is starting up: they wait on.
+    Connect,
+}
+
+/// How many servers and clients are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Linked to a client, or being reset.
+    pub busy: usize,
+    /// Idle.
+    pub idle: usize,
+    /// Idle for longer than the check delay.
+    pub used: usize,
+    /// Running a check.
+    pub testing: usize,
+    /// Connecting or logging in.
+    pub opening: usize,
+    /// Clients in the queue.
+    pub waiting: usize,
+}
