@@ -10,3 +10,4 @@ pub mod params;
 pub mod pool;
 pub mod prepared;
 pub mod server;
+pub mod switchover;

@@ -1,0 +1,21 @@
+//! The election of a cluster's writer: which node accepts writes, and when clients must wait.
+//!
+//! [`cluster::Cluster`] is the machine. It orders probes and topology queries, judges their
+//! answers and publishes a [`view::View`]. It knows neither pools nor clients: pools react to
+//! what is published. Sockets, names and clocks belong to the shell.
+//!
+//! Reading order: `view` (what is published), `probe` (questions and answers), `node`,
+//! `election` (the rules), `cluster` (the machine), `discovery` (its list of nodes).
+
+pub mod cluster;
+mod discovery;
+pub mod election;
+mod node;
+pub mod options;
+pub mod probe;
+pub mod snapshot;
+pub mod topology;
+pub mod view;
+
+#[cfg(test)]
+mod worlds;

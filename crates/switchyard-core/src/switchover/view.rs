@@ -1,0 +1,102 @@
+//! What a cluster tells its pools: who writes, who reads, who is gone.
+
+/// A node of a cluster; never used again for another node during the cluster's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u32);
+
+/// What a node may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The elected writer.
+    Writer,
+    /// A healthy standby.
+    Reader,
+    /// Neither is known.
+    Unknown,
+}
+
+impl Role {
+    /// Text of console columns.
+    pub fn text(self) -> &'static str {
+        match self {
+            Role::Writer => "writer",
+            Role::Reader => "reader",
+            Role::Unknown => "unknown",
+        }
+    }
+}
+
+/// Whether a node can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    /// It answers probes in its role.
+    Up,
+    /// It does not answer.
+    Down,
+    /// It was the writer and failed; ordinary connections wait for `server_failed_delay`.
+    FailedDelay,
+    /// It answers, but another timeline, another system or a second writer forbids its use.
+    Fenced,
+    /// The topology lists it no more; it stays because it is the writer.
+    Removed,
+}
+
+impl NodeState {
+    /// Text of console columns.
+    pub fn text(self) -> &'static str {
+        match self {
+            NodeState::Up => "up",
+            NodeState::Down => "down",
+            NodeState::FailedDelay => "failed_delay",
+            NodeState::Fenced => "fenced",
+            NodeState::Removed => "removed",
+        }
+    }
+}
+
+/// A node as pools see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// Identity.
+    pub id: NodeId,
+    /// Name inside the cluster, as in the key `D@NAME`.
+    pub name: String,
+    /// Host name, address or socket directory.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// What it may be used for.
+    pub role: Role,
+    /// Whether it can be used.
+    pub state: NodeState,
+}
+
+impl NodeView {
+    /// Whether connections may be opened to it.
+    pub fn alive(&self) -> bool {
+        matches!(self.state, NodeState::Up | NodeState::Removed)
+    }
+}
+
+/// The published truth about a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Grows whenever the writer changes, to or from nobody included.
+    pub epoch: u64,
+    /// The writer; nobody means: hold clients.
+    pub writer: Option<NodeId>,
+    /// All nodes, oldest first.
+    pub nodes: Vec<NodeView>,
+}
+
+impl View {
+    /// The node with this identity.
+    pub fn node(&self, id: NodeId) -> Option<&NodeView> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// The elected writer.
+    pub fn writer_node(&self) -> Option<&NodeView> {
+        self.writer.and_then(|id| self.node(id))
+    }
+}
