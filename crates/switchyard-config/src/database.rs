@@ -225,6 +225,11 @@ impl Database {
         Ok(())
     }
 
+    /// A key that is kept as written.
+    pub fn other(&self, key: &str) -> Option<&str> {
+        self.other.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+
     /// Pool mode: user, entry, global.
     pub fn pool_mode(&self, user: Option<&User>, settings: &Settings) -> PoolMode {
         user.and_then(|user| user.pool_mode).or(self.pool_mode).unwrap_or(settings.pool_mode)

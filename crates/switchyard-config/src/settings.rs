@@ -248,13 +248,13 @@ settings! {
     peer_id: i64, Some("0"), Some("0"), Run, Inert;
     pidfile: String, Some(""), Some(""), Start, Active;
     pkt_buf: i64, Some("4096"), Some("4096"), Start, Active;
-    polling_frequency: Duration, Some(".1"), Some(".1"), Run, Inert;
+    polling_frequency: Duration, Some(".1"), Some(".1"), Run, Active;
     pool_mode: PoolMode, Some("session"), Some("session"), Run, Active;
     pool_idle_timeout: Duration, Some("0"), Some("0"), Run, Inert;
     prepared_statement_errors: bool, Some("0"), Some("0"), Run, Inert;
     prepared_statement_reprepare: bool, Some("0"), Some("0"), Run, Inert;
-    probe_fast: Duration, Some(".001"), Some(".001"), Run, Inert;
-    probe_timeout: Duration, Some(".15"), Some(".15"), Run, Inert;
+    probe_fast: Duration, Some(".001"), Some(".001"), Run, Active;
+    probe_timeout: Duration, Some(".15"), Some(".15"), Run, Active;
     promote_command: Option<String>, None, None, Run, Inert;
     promote_sql: bool, Some("0"), Some("0"), Run, Inert;
     query_timeout: Duration, Some("0"), Some("0"), Run, Active;
@@ -264,7 +264,7 @@ settings! {
     recovery_query: String,
         Some("select pg_is_in_recovery()"),
         Some("select pg_is_in_recovery()"),
-        Run, Inert;
+        Run, Active;
     recreate_disconnected_pools: bool, Some("1"), Some("1"), Run, Inert;
     replay_read_only_error: bool, Some("1"), Some("1"), Run, Inert;
     reserve_pool_size: i64, Some("0"), Some("0"), Run, Inert;
@@ -285,7 +285,7 @@ settings! {
     server_check_query: String, Some("<empty>"), Some("<empty>"), Run, Active;
     server_connect_timeout: Duration, Some("15"), Some("15"), Run, Active;
     server_error_detail: bool, Some("0"), Some("0"), Run, Inert;
-    server_failed_delay: Duration, Some("30"), Some("30"), Run, Inert;
+    server_failed_delay: Duration, Some("30"), Some("30"), Run, Active;
     server_fast_close: bool, Some("0"), Some("0"), Run, Active;
     server_idle_timeout: Duration, Some("600"), Some("600"), Run, Active;
     server_lifetime: Duration, Some("3600"), Some("3600"), Run, Active;
@@ -306,7 +306,7 @@ settings! {
     session_relink: SessionRelink, Some("clean"), Some("clean"), Run, Inert;
     session_route_links: i64, Some("4"), Some("4"), Run, Inert;
     so_reuseport: bool, Some("0"), Some("0"), Start, Active;
-    standby_connections: String, Some("auto"), Some("auto"), Run, Inert;
+    standby_connections: String, Some("auto"), Some("auto"), Run, Active;
     stats_period: i64, Some("60"), Some("60"), Run, Active;
     stats_users: Names, Some(""), Some(""), Run, Active;
     suspend_timeout: Duration, Some("10"), Some("10"), Run, Inert;
@@ -324,8 +324,8 @@ settings! {
     tcp_socket_buffer: i64, Some("0"), Some("0"), Run, Active;
     tcp_user_timeout: i64, Some("0"), Some("0"), Run, Active;
     tls_reload_contents: bool, Some("0"), Some("0"), Run, Inert;
-    topology_refresh: Duration, Some("30"), Some("30"), Run, Inert;
-    topology_removal_delay: Duration, Some("60"), Some("60"), Run, Inert;
+    topology_refresh: Duration, Some("30"), Some("30"), Run, Active;
+    topology_removal_delay: Duration, Some("60"), Some("60"), Run, Active;
     track_extra_parameters: Names, Some("IntervalStyle"), Some("IntervalStyle"), Start, Active;
     transaction_timeout: Duration, Some("0"), Some("0"), Run, Active;
     unix_socket_dir: String, Some("/tmp"), Some("/tmp"), Start, Active;
@@ -335,7 +335,7 @@ settings! {
     user: Option<String>, None, None, Start, Active;
     verbose: Option<i64>, None, None, Run, Active;
     workers: i64, Some("0"), Some("0"), Start, Active;
-    writer_fencing: Fencing, Some("strict"), Some("strict"), Run, Inert;
+    writer_fencing: Fencing, Some("strict"), Some("strict"), Run, Active;
 }
 
 /// Default of auth_query.

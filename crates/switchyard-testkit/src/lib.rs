@@ -3,6 +3,7 @@
 
 mod pooler;
 mod postgres;
+mod session;
 
 use std::io;
 use std::net::TcpListener;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 pub use pooler::Pooler;
 pub use postgres::{Postgres, programs};
+pub use session::Session;
 
 /// Unprivileged user that servers run as when we are root, which PostgreSQL refuses.
 pub(crate) const USER: &str = "postgres";

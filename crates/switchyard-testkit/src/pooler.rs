@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::{directory, free_port, postgres, run, unprivileged, wait_until};
+use crate::{Session, directory, free_port, postgres, run, unprivileged, wait_until};
 
 /// A running pooler.
 #[derive(Debug)]
@@ -63,6 +63,11 @@ impl Pooler {
     /// Runs SQL as a user on a database.
     pub fn sql(&self, user: &str, database: &str, sql: &str) -> io::Result<String> {
         psql(self.port, user, database, sql)
+    }
+
+    /// Opens a session that stays.
+    pub fn session(&self, user: &str, database: &str) -> io::Result<Session> {
+        Session::open(self.port, user, database)
     }
 
     /// Runs a console command.

@@ -41,6 +41,29 @@ impl Postgres {
         Ok(server)
     }
 
+    /// A streaming standby of this server.
+    pub fn standby(&self) -> io::Result<Self> {
+        let server = Postgres { port: free_port()?, directory: directory()? };
+        run(unprivileged(&programs()?.join("pg_basebackup"))
+            .args(["-R", "-X", "stream", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"])
+            .args(["-p", &self.port.to_string(), "-D"])
+            .arg(server.data()))?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    /// Makes a standby the writer.
+    pub fn promote(&self) -> io::Result<()> {
+        run(self.control()?.arg("promote")).map(drop)
+    }
+
+    /// Ends the postmaster with SIGKILL; its children follow by themselves.
+    pub fn kill(&self) -> io::Result<()> {
+        let pid = std::fs::read_to_string(self.data().join("postmaster.pid"))?;
+        let pid = pid.lines().next().unwrap_or_default().to_owned();
+        run(Command::new("kill").args(["-9", &pid])).map(drop)
+    }
+
     fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }

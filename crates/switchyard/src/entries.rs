@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use switchyard_config::Database;
+use switchyard_core::switchover::view::View;
 
 use crate::pools::SharedPool;
 
@@ -17,6 +18,7 @@ pub struct Entry {
     definition: Mutex<Arc<Database>>,
     state: AtomicU8,
     next_host: AtomicU32,
+    view: Mutex<Arc<View>>,
     pools: Mutex<Vec<Arc<SharedPool>>>,
 }
 
@@ -38,6 +40,7 @@ impl Entry {
             definition: Mutex::new(Arc::new(definition)),
             state: AtomicU8::new(0),
             next_host: AtomicU32::new(0),
+            view: Mutex::default(),
             pools: Mutex::new(Vec::new()),
         }
     }
@@ -68,6 +71,21 @@ impl Entry {
     /// Index of the host that the next attempt of a list takes.
     pub fn turn(&self) -> usize {
         self.next_host.fetch_add(1, Ordering::Relaxed) as usize
+    }
+
+    /// Nodes of the cluster as last published; empty for plain entries.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The cluster was published anew.
+    pub fn set_view(&self, view: View) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    }
+
+    /// Whether it leads to a cluster.
+    pub fn is_cluster(&self) -> bool {
+        self.definition().topology_query.is_some()
     }
 
     /// Its pools.

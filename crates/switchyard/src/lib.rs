@@ -9,6 +9,7 @@ pub mod log;
 pub mod options;
 pub mod pools;
 pub mod reload;
+pub mod services;
 pub mod shared;
 pub mod signals;
 pub mod snapshot;

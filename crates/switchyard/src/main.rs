@@ -8,11 +8,13 @@ use std::time::Duration;
 use clap::Parser;
 use switchyard::log::{Level, Log, Stderr};
 use switchyard::reload;
+use switchyard::services::Services;
 use switchyard::shared::Shared;
 use switchyard::worker::admin::program;
 use switchyard::worker::{Message, Seat, Worker};
 use switchyard::{listen, options, signals};
 use switchyard_core::ids::WorkerId;
+use switchyard_core::switchover::view::View;
 
 /// PostgreSQL connection pooler.
 #[derive(Debug, Parser)]
@@ -88,12 +90,17 @@ fn start(path: &std::path::Path, arguments: &Arguments, log: &Arc<Log>) -> Resul
     let pidfile = config.settings.pidfile.clone();
     let snapshot = options::snapshot(config, log, mock_key);
     let shared = Arc::new(Shared::new(Arc::clone(log), snapshot, workers));
-    reload::define_entries(&shared);
     files.into_iter().for_each(|file| shared.remove_at_exit(file));
     let seats: std::io::Result<Vec<_>> = (0..workers).map(|_| Seat::new()).collect();
     let seats = seats.map_err(|error| format!("cannot make a poll: {error}"))?;
     let (seats, handles): (Vec<_>, Vec<_>) = seats.into_iter().unzip();
     shared.attach(handles);
+    let publisher = Arc::clone(&shared);
+    let publish = move |database: &str, view: &View| publisher.publish(database, view);
+    let services = Services::start(Box::new(publish), Arc::clone(log))
+        .map_err(|error| format!("cannot start a thread: {error}"))?;
+    shared.serve(services);
+    reload::define_entries(&shared);
     let mut listeners = Some(listeners);
     for (index, seat) in seats.into_iter().enumerate() {
         let id = WorkerId(index as u16);

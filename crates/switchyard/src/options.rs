@@ -4,21 +4,34 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
 use switchyard_auth::userlist;
+use switchyard_config::value::{Fencing as ConfigFencing, Value as _};
 use switchyard_config::{AuthType, Config, Database};
+use switchyard_core::ids::LaneId;
 use switchyard_core::params::Tracked;
-use switchyard_core::pool::{Failing, Limits, OpenFailure, OpenFailureKind, Order, Pool, Standby};
+use switchyard_core::pool::{
+    Failing, LaneRole, Limits, OpenFailure, OpenFailureKind, Order, Pool, Standby,
+};
 use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError};
+use switchyard_core::switchover::options::{Fencing, Options, Timings};
+use switchyard_core::switchover::topology::Endpoint;
+use switchyard_core::switchover::view::{NodeView, Role, View};
 use switchyard_io::SocketOptions;
 
 use crate::entries::Entry;
 use crate::log::{Level, Log};
 use crate::pools::SharedPool;
+use crate::services::ClusterOptions;
+use crate::services::probe::ProbeLogin;
 use crate::snapshot::{AuthMethod, LogRules, Snapshot};
 
+/// Pause after a failed login to a node of a cluster.
+const CLUSTER_RETRY: Duration = Duration::from_millis(100);
+/// Shortest interval and deadline of probes.
+const SHORTEST: Duration = Duration::from_millis(1);
 /// How much longer a waiter of another worker must have waited to come first.
 const FAIRNESS: Duration = Duration::from_millis(1);
 
@@ -81,17 +94,95 @@ fn users(config: &Config, log: &Log) -> HashMap<String, Secret> {
 pub fn limits(snapshot: &Snapshot, definition: &Database, user: &str) -> Limits {
     let settings = &snapshot.config.settings;
     let check = !settings.server_check_query.is_empty();
+    let cluster = definition.topology_query.is_some();
     Limits {
         size: definition.pool_size(snapshot.user(user), settings),
         lifetime: definition.server_lifetime(settings),
         idle_timeout: settings.server_idle_timeout,
         check_delay: check.then_some(settings.server_check_delay),
-        login_retry: settings.server_login_retry,
+        // A client of a cluster waits for its node, so that a retry has to come soon.
+        login_retry: if cluster {
+            settings.server_login_retry.min(CLUSTER_RETRY)
+        } else {
+            settings.server_login_retry
+        },
         order: if settings.server_round_robin { Order::RoundRobin } else { Order::Lifo },
-        failing: Failing::Refuse,
-        standby: Standby::Fixed(0),
+        failing: if cluster { Failing::Wait } else { Failing::Refuse },
+        standby: if cluster { standby(snapshot, definition) } else { Standby::Fixed(0) },
         fairness: FAIRNESS,
     }
+}
+
+fn standby(snapshot: &Snapshot, definition: &Database) -> Standby {
+    let text = definition.other("standby_connections");
+    match text.unwrap_or(&snapshot.config.settings.standby_connections).parse() {
+        Ok(count) => Standby::Fixed(count),
+        Err(_) => Standby::Auto,
+    }
+}
+
+/// The lanes of a published cluster.
+pub fn lanes(view: &View) -> Vec<(LaneId, LaneRole)> {
+    let role = |node: &NodeView| match node.role {
+        Role::Writer => LaneRole::Writer,
+        Role::Reader => LaneRole::Reader,
+        Role::Unknown => LaneRole::Down,
+    };
+    view.nodes.iter().map(|node| (LaneId(node.id.0), role(node))).collect()
+}
+
+/// The clusters among the entries.
+pub fn clusters(snapshot: &Snapshot) -> Vec<ClusterOptions> {
+    let settings = &snapshot.config.settings;
+    let databases = snapshot.config.databases.iter();
+    let cluster = |(name, definition): (&String, &Database)| {
+        let query = definition.topology_query.clone()?;
+        let time = |key: &str, default: Duration| {
+            definition.other(key).and_then(Duration::parse).unwrap_or(default)
+        };
+        let fencing = definition.other("writer_fencing").and_then(ConfigFencing::parse);
+        let probe_timeout = definition.other("probe_timeout").and_then(Duration::parse);
+        let timings = Timings {
+            polling_frequency: time("polling_frequency", settings.polling_frequency).max(SHORTEST),
+            probe_fast: time("probe_fast", settings.probe_fast),
+            probe_timeout: probe_timeout.unwrap_or(settings.probe_timeout).max(SHORTEST),
+            server_failed_delay: time("server_failed_delay", settings.server_failed_delay),
+            topology_refresh: time("topology_refresh", settings.topology_refresh),
+            topology_removal_delay: time("topology_removal_delay", settings.topology_removal_delay),
+            ..Timings::default()
+        };
+        let socket_dir = std::slice::from_ref(&settings.unix_socket_dir);
+        let hosts = if definition.hosts.is_empty() { socket_dir } else { &definition.hosts[..] };
+        let endpoint = |host: &String| Endpoint { host: host.clone(), port: definition.port };
+        let user = definition.other("probe_user").or(definition.user.as_deref())?.to_owned();
+        let password = definition.other("probe_password").or(definition.password.as_deref());
+        let secret = match password {
+            Some(password) => Some(Secret::parse(password.as_bytes())),
+            None => snapshot.users.get(&user).cloned(),
+        };
+        let recovery = definition.other("recovery_query").unwrap_or(&settings.recovery_query);
+        Some(ClusterOptions {
+            machine: Options {
+                database: name.clone(),
+                hosts: hosts.iter().map(endpoint).collect(),
+                port: definition.port,
+                topology_query: query,
+                fencing: match fencing.unwrap_or(settings.writer_fencing) {
+                    ConfigFencing::Strict => Fencing::Strict,
+                    ConfigFencing::Timeline => Fencing::Timeline,
+                    ConfigFencing::Off => Fencing::Off,
+                },
+                timings,
+            },
+            login: ProbeLogin {
+                user,
+                secret,
+                database: definition.other("probe_dbname").unwrap_or(&definition.dbname).into(),
+                recovery_query: recovery.into(),
+            },
+        })
+    };
+    databases.filter_map(cluster).collect()
 }
 
 /// A pool for a user on an entry.
@@ -102,7 +193,15 @@ pub fn make_pool(
     workers: usize,
 ) -> SharedPool {
     let definition = entry.definition();
-    let machine = Pool::new(limits(snapshot, &definition, user), workers);
+    let limits = limits(snapshot, &definition, user);
+    let machine = match &definition.topology_query {
+        Some(_) => {
+            let mut pool = Pool::for_cluster(limits, workers);
+            pool.set_view(Instant::now(), &lanes(&entry.view()));
+            pool
+        }
+        None => Pool::new(limits, workers),
+    };
     let pool = SharedPool::new(Arc::clone(entry), user.into(), machine, workers);
     set_rules(snapshot, &definition, &pool);
     pool

@@ -84,6 +84,9 @@ pub fn define_entries(shared: &Arc<Shared>) {
             None => shared.add_entry(Arc::new(Entry::new(name.clone(), definition.clone()))),
         }
     }
+    if let Some(services) = shared.services() {
+        services.set_clusters(options::clusters(&snapshot));
+    }
     for entry in shared.entries() {
         if !snapshot.config.databases.contains_key(&entry.name)
             && snapshot.config.automatic.is_none()
@@ -102,6 +105,10 @@ pub fn define_entries(shared: &Arc<Shared>) {
             let limits = options::limits(&snapshot, &definition, &pool.user);
             options::set_rules(&snapshot, &definition, &pool);
             shared.decide(&pool, |inner| inner.machine.set_limits(now, limits));
+        }
+        // The pools to all nodes exist before the first client comes.
+        if let (true, Some(user)) = (entry.is_cluster(), &definition.user) {
+            shared.pool(&entry, user);
         }
     }
 }

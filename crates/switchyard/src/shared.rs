@@ -11,14 +11,18 @@ use std::time::Instant;
 
 use foldhash::fast::RandomState;
 use switchyard_config::Database;
-use switchyard_core::ids::{Ticket, WorkerId};
+use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::lifecycle::{Lifecycle, Phase};
+use switchyard_core::pool::Want;
 use switchyard_core::prepared::Registry;
+use switchyard_core::switchover::probe::SignalKind;
+use switchyard_core::switchover::view::{NodeId, View};
 
 use crate::entries::{Entry, Made};
 use crate::log::{Level, Log};
 use crate::options;
 use crate::pools::{Order, SharedPool};
+use crate::services::Services;
 use crate::snapshot::{Logged, Snapshot};
 use crate::statistics::Statistics;
 use crate::worker::{Handle, Message};
@@ -35,6 +39,7 @@ pub struct Shared {
     /// Periods of averages.
     pub statistics: Mutex<Statistics>,
     snapshot: Mutex<Arc<Snapshot>>,
+    services: OnceLock<Services>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     workers: OnceLock<Vec<Handle>>,
     keys: Mutex<HashMap<[u8; 8], Ticket, RandomState>>,
@@ -58,6 +63,7 @@ impl Shared {
             files: Mutex::new(Vec::new()),
             statistics: Mutex::new(Statistics::default()),
             snapshot: Mutex::new(Arc::new(snapshot)),
+            services: OnceLock::new(),
             entries: Mutex::new(BTreeMap::new()),
             workers: OnceLock::new(),
             keys: Mutex::new(HashMap::default()),
@@ -72,6 +78,35 @@ impl Shared {
     pub fn attach(&self, handles: Vec<Handle>) {
         // A second call would be an error of the caller and changes nothing.
         let _ = self.workers.set(handles);
+    }
+
+    /// Names the services thread, once, before any worker runs.
+    pub fn serve(&self, services: Services) {
+        // A second call would be an error of the caller and changes nothing.
+        let _ = self.services.set(services);
+    }
+
+    /// Those who watch clusters.
+    pub fn services(&self) -> Option<&Services> {
+        self.services.get()
+    }
+
+    /// A cluster was published: its pools and then the workers act on it.
+    pub fn publish(&self, database: &str, view: &View) {
+        let Some(entry) = self.known_entry(database) else { return };
+        let (now, lanes) = (Instant::now(), options::lanes(view));
+        entry.set_view(view.clone());
+        for pool in entry.pools() {
+            self.decide(&pool, |inner| inner.machine.set_view(now, &lanes));
+        }
+        self.broadcast(|| Message::View(Arc::clone(&entry)));
+    }
+
+    /// Something went wrong with a node that a pool uses.
+    pub fn suspect(&self, pool: &SharedPool, lane: LaneId, kind: SignalKind) {
+        if let Some(services) = self.services.get().filter(|_| pool.entry.is_cluster()) {
+            services.signal(&pool.entry.name, Some(NodeId(lane.0)), kind);
+        }
     }
 
     /// What operators have stopped.
@@ -173,6 +208,27 @@ impl Shared {
         drop(entries);
         self.log.write(Level::Log, &format!("registered new auto-database: {name}"));
         Some(entry)
+    }
+
+    /// Where a name that clients ask for leads: an entry, or a node or role of a cluster's.
+    pub fn destination(&self, name: &str) -> (Option<Arc<Entry>>, Want) {
+        if self.known_entry(name).is_none()
+            && let Some((database, key)) = name.split_once('@')
+            && let Some(entry) = self.known_entry(database).filter(|entry| entry.is_cluster())
+        {
+            let want = match key {
+                "writer" => Some(Want::Writer),
+                "reader" => Some(Want::Reader),
+                "reader!" => Some(Want::ReaderOnly),
+                "any" => Some(Want::Any),
+                node => entry.view().by_name(node).map(|node| Want::Node(LaneId(node.id.0))),
+            };
+            return match want {
+                Some(want) => (Some(entry), want),
+                None => (None, Want::Writer),
+            };
+        }
+        (self.entry(name), Want::Writer)
     }
 
     /// An entry that exists already.

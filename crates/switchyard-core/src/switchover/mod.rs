@@ -17,5 +17,4 @@ pub mod snapshot;
 pub mod topology;
 pub mod view;
 
-#[cfg(test)]
 mod worlds;

@@ -95,6 +95,12 @@ impl View {
         self.nodes.iter().find(|node| node.id == id)
     }
 
+    /// The node with this name, or listening at this `host:port`.
+    pub fn by_name(&self, name: &str) -> Option<&NodeView> {
+        let at = |node: &NodeView| format!("{}:{}", node.host, node.port);
+        self.nodes.iter().find(|node| node.name == name || at(node) == name)
+    }
+
     /// The elected writer.
     pub fn writer_node(&self) -> Option<&NodeView> {
         self.writer.and_then(|id| self.node(id))

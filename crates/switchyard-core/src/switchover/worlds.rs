@@ -1,5 +1,7 @@
 //! All small worlds: three nodes, every sequence of a few events, and what must hold in each.
 
+#![cfg(test)]
+
 use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Effect};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use switchyard_config::PoolMode;
 use switchyard_core::ids::Ticket;
-use switchyard_core::pool::{Checkin, Checkout};
+use switchyard_core::pool::{Checkin, Checkout, Want};
 use switchyard_core::server::request::{HiddenQuery, Request};
 use switchyard_io::Key;
 use switchyard_io::poller::Watch;
@@ -130,6 +130,7 @@ impl Worker {
             Stats::add(&stats.wait_time, waited as u64);
         }
         client.set_activity(Activity::Linked(slot));
+        server.purpose = client.place.as_ref().map_or(Want::Writer, |place| place.want);
         server.set_use(Use::Linked(key));
         let Stage::Session(session, _) = &mut client.stage else { return };
         let ServerStage::Ready(link, _) = &mut server.stage else { return };

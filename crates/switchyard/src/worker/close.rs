@@ -4,13 +4,16 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use switchyard_core::pool::{OpenFailure, OpenFailureKind};
+use switchyard_core::pool::{OpenFailure, OpenFailureKind, Want};
 use switchyard_core::server::link::Status;
+use switchyard_core::switchover::probe::SignalKind;
+use switchyard_core::switchover::view::{NodeId, Role};
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Recv};
 use switchyard_wire::build::{self, Report};
 use switchyard_wire::tag::frontend;
 
+use crate::entries::Entry;
 use crate::log::Level;
 use crate::snapshot::Logged;
 use crate::worker::Worker;
@@ -194,6 +197,7 @@ impl Worker {
         let Some(place) = self.servers.get(slot) else { return };
         let Some(server) = place.here.as_ref() else { return };
         let client = server.client();
+        self.shared.suspect(&place.pool, server.lane, SignalKind::Disconnected);
         if matches!(server.stage, ServerStage::Connecting(_) | ServerStage::Login(_)) {
             let failure = OpenFailure {
                 text: reason.into(),
@@ -208,6 +212,29 @@ impl Worker {
             self.close_client(client, reason, Farewell::fatal());
         }
         pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
+    }
+
+    /// The roles of a cluster's nodes have changed: servers of a node that is not the writer any
+    /// more and answers nothing, or as a standby, cannot finish what clients sent there to write.
+    pub(super) fn fence(&mut self, entry: &Arc<Entry>) {
+        let view = entry.view();
+        let lost = |server: &Server| {
+            let node = view.node(NodeId(server.lane.0));
+            let usable = node.is_some_and(|node| match server.purpose {
+                Want::Writer => node.role == Role::Writer,
+                Want::Reader | Want::ReaderOnly | Want::Any | Want::Node(_) => {
+                    node.role != Role::Unknown
+                }
+            });
+            Arc::ptr_eq(&server.pool.entry, entry) && !usable
+        };
+        let servers = self.servers.iter().filter_map(|(key, slot)| {
+            let server = slot.here.as_ref().filter(|server| lost(server))?;
+            server.client().map(|_| key)
+        });
+        for key in servers.collect::<Vec<_>>() {
+            self.server_failed(key, "server conn crashed?");
+        }
     }
 
     /// An attempt to open a server failed: the pool decides what that means for those who wait.

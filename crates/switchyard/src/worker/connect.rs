@@ -6,10 +6,12 @@ use std::time::SystemTime;
 
 use switchyard_core::ids::{LaneId, ServerId};
 use switchyard_core::params::Params;
-use switchyard_core::pool::{OpenFailure, OpenFailureKind};
+use switchyard_core::pool::{OpenFailure, OpenFailureKind, Want};
 use switchyard_core::server::link::Link;
 use switchyard_core::server::login::{ServerLoginError, ServerLoginStep, Welcome};
 use switchyard_core::server::request::HiddenQuery;
+use switchyard_core::switchover::probe::SignalKind;
+use switchyard_core::switchover::view::NodeId;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Ready, Remote, Stream};
 use switchyard_wire::frame;
@@ -68,6 +70,12 @@ impl Worker {
         let entry = &pool.entry;
         let definition = entry.definition();
         let pool = Arc::clone(pool);
+        if definition.topology_query.is_some()
+            && let Some(node) = entry.view().node(NodeId(lane.0))
+        {
+            let (node, host, port) = (node.name.clone(), node.host.clone(), node.port);
+            return Opening { pool, id, lane, node, host, port };
+        }
         let port = definition.port;
         let host = match &definition.hosts[..] {
             [] => self.snapshot.config.settings.unix_socket_dir.clone(),
@@ -101,6 +109,7 @@ impl Worker {
             sqlstate: "08P01".into(),
             kind: OpenFailureKind::Connect,
         };
+        self.shared.suspect(&opening.pool, opening.lane, SignalKind::ConnectFailed);
         let (entry, user) = (&opening.pool.entry.name, &opening.pool.user);
         let at = format!("{entry}/{user}@{}:{}", opening.host, opening.port);
         let line = format!("S-0x0: {at} closing because: {reason} (age=0s)");
@@ -132,6 +141,7 @@ impl Worker {
             stream,
             slot,
             home: self.id,
+            purpose: Want::Writer,
             stage: Stage::Connecting(Box::new(login)),
             input: Vec::new(),
             output: Pending::default(),
@@ -242,7 +252,12 @@ impl Worker {
         };
         let mut params = Params::unset(&tracked);
         let mut untracked = Vec::new();
-        for (name, value) in welcome.parameters {
+        let standby = !server.pool.lock().machine.is_writer(server.lane);
+        for (name, mut value) in welcome.parameters {
+            // Clients of a cluster come for its writer, whoever is the first to log us in.
+            if standby && name == b"in_hot_standby" {
+                value = b"off".into();
+            }
             match tracked.index(&name) {
                 Some(index) => params.set(index, &value),
                 None => untracked.push((name, value)),

@@ -128,7 +128,10 @@ impl Worker {
         let snapshot = Arc::clone(&self.snapshot);
         let settings = &snapshot.config.settings;
         let console = request.database == CONSOLE;
-        let entry = if console { None } else { self.shared.entry(&request.database) };
+        let (entry, want) = match &request.database {
+            _ if console => (None, Want::Writer),
+            name => self.shared.destination(name),
+        };
         let (user, database) = (request.user.clone(), request.database.clone());
         let known = snapshot.users.contains_key(&user) || snapshot.user(&user).is_some();
         let user_count = self.shared.user_came(&user);
@@ -156,7 +159,7 @@ impl Worker {
             return fatal(self, "client connections exceeded (max_user_client_connections)");
         }
         let replication = request.replication;
-        let state = LoginState { request, dialogue: None, entry, want: Want::Writer, keys: None };
+        let state = LoginState { request, dialogue: None, entry, want, keys: None };
         if let Some(client) = self.clients.get_mut(key) {
             client.stage = Stage::Login(Box::new(state));
         }

@@ -29,6 +29,8 @@ pub enum Message {
     Cancel(Ticket, Ticket),
     /// A cancel request of a client of this worker has ended; the reason in the log.
     CancelDone(Ticket, &'static str),
+    /// The cluster of an entry was published anew.
+    View(Arc<Entry>),
     /// The settings were replaced.
     Settings,
     /// Describe all clients and servers.
@@ -69,6 +71,7 @@ impl Worker {
                 let key = Key::from_bits(requester.client);
                 self.close_client(key, reason, Farewell::Silent);
             }
+            Message::View(entry) => self.fence(&entry),
             Message::Settings => self.snapshot = self.shared.snapshot(),
             Message::Gather(gathering) => self.gather(&gathering),
             Message::Gathered(console, gathering) => self.gathered(console, &gathering),

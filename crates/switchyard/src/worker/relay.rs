@@ -5,6 +5,7 @@
 
 use switchyard_core::client::session::{Hooking, Rules, Stop, Tracking};
 use switchyard_core::server::link::{Received, Status};
+use switchyard_core::switchover::probe::SignalKind;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Ready, Recv};
 
@@ -390,6 +391,16 @@ impl Worker {
         let received = link.receive(data, &mut self.reply, tracked, session);
         let used = received.consumed;
         server.heard = self.now;
+        if let Some(signal) = &received.signal {
+            let kind = match &signal.sqlstate {
+                b"25006" => Some(SignalKind::ReadOnly),
+                _ if signal.is_shutdown() => Some(SignalKind::ShuttingDown),
+                _ => None,
+            };
+            if let Some(kind) = kind {
+                self.shared.suspect(&server.pool, server.lane, kind);
+            }
+        }
         let odd = received.unexpected.map(|tag| (char::from(tag), server.prefix()));
         if let Some(client) = client_key {
             self.note_progress(client, key, &received);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use switchyard_core::ids::{LaneId, ServerId, WorkerId};
+use switchyard_core::pool::Want;
 use switchyard_core::server::link::Link;
 use switchyard_core::server::login::ServerLogin;
 use switchyard_io::{Key, Remote, Stream};
@@ -57,6 +58,8 @@ pub struct Server {
     pub slot: Key,
     /// Home worker.
     pub home: WorkerId,
+    /// What the client it is linked to came for.
+    pub purpose: Want,
     /// Progress.
     pub stage: Stage,
     /// Bytes of a message that is not complete.

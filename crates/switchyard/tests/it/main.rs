@@ -1,6 +1,8 @@
 //! The binary in front of a real PostgreSQL, seen from outside. `cargo xtask test` runs these; by
 //! itself `cargo test` needs no PostgreSQL and leaves them out.
 
+mod switchover;
+
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};

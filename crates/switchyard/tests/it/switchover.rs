@@ -1,0 +1,81 @@
+//! A cluster of real servers that loses its writer.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use switchyard_testkit::{Pooler, Postgres, wait_until};
+
+/// A writer with its nodes listed in a table, two standbys, and the pooler in front.
+fn cluster(settings: &str) -> io::Result<([Postgres; 3], Pooler)> {
+    let first = Postgres::start("")?;
+    let (second, third) = (first.standby()?, first.standby()?);
+    first.sql(&format!(
+        "create table nodes (endpoint text, port int); create table t (x int); \
+         insert into nodes values ('127.0.0.1', {}), ('127.0.0.1', {}), ('127.0.0.1', {})",
+        first.port, second.port, third.port
+    ))?;
+    let databases = format!(
+        "app = host=127.0.0.1 port={} dbname=postgres user=postgres \
+         topology_query='select endpoint, port from nodes'",
+        first.port
+    );
+    let pooler = Pooler::start(super::program(), &databases, settings)?;
+    wait_until("readers", || {
+        pooler.log().is_ok_and(|log| log.matches("up as reader").count() == 2)
+    })?;
+    Ok(([first, second, third], pooler))
+}
+
+const PORT: &str = "select inet_server_port()";
+
+#[test]
+fn an_idle_client_goes_on_with_the_new_writer() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let ([first, second, third], pooler) = cluster("pool_mode = transaction")?;
+    let mut writer = pooler.session("postgres", "app")?;
+    let mut reader = pooler.session("postgres", "app@reader")?;
+    assert_eq!(writer.run(PORT)?, first.port.to_string());
+    let read = reader.run(PORT)?;
+    assert!(read == second.port.to_string() || read == third.port.to_string(), "{read}");
+
+    first.kill()?;
+    wait_until("hold", || pooler.log().is_ok_and(|log| log.contains("holding clients")))?;
+    let held = std::thread::spawn(move || {
+        let port = writer.run(PORT);
+        (port, Instant::now(), writer)
+    });
+    let mut held_too = pooler.session("postgres", "app")?;
+    second.promote()?;
+    let (port, _, mut writer) = held.join().map_err(|_| io::Error::other("a panic"))?;
+    assert_eq!(port?, second.port.to_string());
+    assert_eq!(held_too.run(PORT)?, second.port.to_string());
+    writer.run("insert into t values (1)")?;
+    assert_eq!(writer.run("select count(*) from t")?, "1");
+    assert_eq!(reader.run(PORT)?, third.port.to_string());
+
+    pooler.console("reload")?;
+    assert_eq!(writer.run(PORT)?, second.port.to_string());
+    let log = pooler.log()?;
+    assert!(log.contains(&format!("(127.0.0.1:{}), timeline 2, after", second.port)), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_restart_in_place_is_waited_for() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let ([first, ..], pooler) = cluster("pool_mode = transaction")?;
+    let mut client = pooler.session("postgres", "app")?;
+    assert_eq!(client.run(PORT)?, first.port.to_string());
+    first.stop("fast")?;
+    let started = Instant::now();
+    let waiting = std::thread::spawn(move || client.run(PORT));
+    first.launch()?;
+    let port = waiting.join().map_err(|_| io::Error::other("a panic"))?;
+    assert_eq!(port?, first.port.to_string());
+    assert!(started.elapsed() < Duration::from_secs(20));
+    Ok(())
+}
