@@ -92,14 +92,22 @@ impl Shared {
     }
 
     /// A cluster was published: its pools and then the workers act on it.
-    pub fn publish(&self, database: &str, view: &View) {
-        let Some(entry) = self.known_entry(database) else { return };
+    ///
+    /// Answers how many clients had waited, if there is a writer again.
+    pub fn publish(&self, database: &str, view: &View) -> Option<usize> {
+        let entry = self.known_entry(database)?;
+        let found = entry.view().writer.is_none() && view.writer.is_some();
+        let mut waiting = 0;
         let (now, lanes) = (Instant::now(), options::lanes(view));
         entry.set_view(view.clone());
         for pool in entry.pools() {
-            self.decide(&pool, |inner| inner.machine.set_view(now, &lanes));
+            self.decide(&pool, |inner| {
+                waiting += inner.machine.counts(now, None).waiting;
+                inner.machine.set_view(now, &lanes);
+            });
         }
         self.broadcast(|| Message::View(Arc::clone(&entry)));
+        found.then_some(waiting)
     }
 
     /// Something went wrong with a node that a pool uses.

@@ -71,6 +71,12 @@ pub enum Show {
     StatsAverages,
     /// TOTALS.
     Totals,
+    /// CLUSTERS.
+    Clusters,
+    /// NODES.
+    Nodes,
+    /// SWITCHOVERS.
+    Switchovers,
     /// A parameter that drivers ask for: name and value.
     Parameter(&'static str, &'static str),
 }
@@ -150,6 +156,9 @@ fn show(object: &str) -> Option<Show> {
         "stats_totals" => Show::StatsTotals,
         "stats_averages" => Show::StatsAverages,
         "totals" => Show::Totals,
+        "clusters" => Show::Clusters,
+        "nodes" => Show::Nodes,
+        "switchovers" => Show::Switchovers,
         _ => return None,
     })
 }

@@ -14,11 +14,13 @@ pub enum Type {
     Text,
     /// int4.
     Int4,
+    /// int8.
+    Int8,
     /// numeric.
     Numeric,
 }
 
-use Type::{Int4, Numeric, Text};
+use Type::{Int4, Int8, Numeric, Text};
 
 const CONFIG: &[TableColumn] =
     &[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)];
@@ -155,6 +157,70 @@ const STATS_AVERAGES: &[TableColumn] = &[
 ];
 const TOTALS: &[TableColumn] = &[("name", Text), ("value", Numeric)];
 
+const CLUSTERS: &[TableColumn] = &[
+    ("database", Text),
+    ("state", Text),
+    ("writer", Text),
+    ("writer_host", Text),
+    ("writer_port", Int4),
+    ("writer_since", Text),
+    ("system_identifier", Text),
+    ("timeline", Int8),
+    ("nodes", Int4),
+    ("nodes_up", Int4),
+    ("held_clients", Int4),
+    ("held_since", Text),
+    ("switchovers", Int8),
+    ("last_switchover", Text),
+    ("last_stall_ms", Int8),
+    ("topology_age", Int4),
+    ("last_error", Text),
+];
+const NODES: &[TableColumn] = &[
+    ("database", Text),
+    ("node", Text),
+    ("host", Text),
+    ("port", Int4),
+    ("role", Text),
+    ("state", Text),
+    ("timeline", Int8),
+    ("replay_lsn", Text),
+    ("lag_bytes", Int8),
+    ("probe_ms", Int4),
+    ("probe_age_ms", Int8),
+    ("probe_failures", Int8),
+    ("last_answer", Text),
+    ("last_error", Text),
+    ("sv_active", Int4),
+    ("sv_idle", Int4),
+    ("cl_active", Int4),
+    ("up_since", Text),
+    ("failed_until", Text),
+];
+const SWITCHOVERS: &[TableColumn] = &[
+    ("id", Int8),
+    ("database", Text),
+    ("kind", Text),
+    ("trigger", Text),
+    ("old_writer", Text),
+    ("new_writer", Text),
+    ("old_timeline", Int8),
+    ("new_timeline", Int8),
+    ("started", Text),
+    ("detected_ms", Int8),
+    ("elected_ms", Int8),
+    ("released_ms", Int8),
+    ("held_clients", Int4),
+    ("waiting_max", Int4),
+    ("errors_in_flight", Int4),
+    ("disconnected", Int4),
+    ("timeouts", Int4),
+    ("stall_p50_ms", Int8),
+    ("stall_p99_ms", Int8),
+    ("stall_max_ms", Int8),
+    ("result", Text),
+];
+
 /// Names in SHOW TOTALS, without their prefixes.
 pub const TOTALS_NAMES: [&str; 12] = [
     "server_assignment_count",
@@ -187,6 +253,9 @@ pub fn columns(show: Show) -> Vec<TableColumn> {
         Show::StatsTotals => STATS_TOTALS.to_vec(),
         Show::StatsAverages => STATS_AVERAGES.to_vec(),
         Show::Totals => TOTALS.to_vec(),
+        Show::Clusters => CLUSTERS.to_vec(),
+        Show::Nodes => NODES.to_vec(),
+        Show::Switchovers => SWITCHOVERS.to_vec(),
         Show::Parameter(name, _) => vec![(name, Text)],
     }
 }
@@ -203,6 +272,7 @@ pub fn render(out: &mut Vec<u8>, show: Show, rows: &[Row]) {
             let (oid, len) = match kind {
                 Text => (25, -1),
                 Int4 => (23, 4),
+                Int8 => (20, 8),
                 Numeric => (1700, -1),
             };
             Column { name, oid, len }
@@ -220,6 +290,7 @@ pub const HELP: &str = "
 \tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION
 \tSHOW LISTS|STATE
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
+\tSHOW CLUSTERS|NODES|SWITCHOVERS
 \tSET key = arg
 \tRELOAD
 \tPAUSE [<db>]

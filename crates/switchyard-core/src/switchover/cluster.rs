@@ -204,6 +204,17 @@ impl Cluster {
         self.publish(now);
     }
 
+    /// Pools have acted on the last election, for so many clients that waited.
+    pub fn handle_release(&mut self, now: Instant, clients: usize) {
+        let State::Stable(_) = self.state else { return };
+        let Some(change) = self.history.last_mut() else { return };
+        change.released = Some((now, clients));
+        let (lost, database) = (change.lost, &self.options.database);
+        let took = now.saturating_duration_since(lost).as_millis();
+        let text = format!("cluster \"{database}\": released {clients} clients after {took} ms");
+        self.log(Severity::Log, text);
+    }
+
     /// The next order.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
@@ -439,6 +450,7 @@ impl Cluster {
             timelines: (before, timeline),
             lost: since,
             elected: now,
+            released: None,
         });
         self.discovery.due = Some(now);
     }

@@ -46,6 +46,8 @@ pub struct Change {
     pub lost: Instant,
     /// When the new one was elected.
     pub elected: Instant,
+    /// When pools had given clients its servers, and how many clients had waited.
+    pub released: Option<(Instant, usize)>,
 }
 
 /// A cluster.

@@ -41,8 +41,9 @@ enum Input {
     Stop,
 }
 
-/// Called with each published view, on the services thread.
-pub type Publish = Box<dyn Fn(&str, &View) + Send + Sync>;
+/// Called with each published view, on the services thread. Answers how many clients waited for a
+/// writer that is there again.
+pub type Publish = Box<dyn Fn(&str, &View) -> Option<usize> + Send + Sync>;
 
 struct Context {
     publish: Publish,
@@ -179,9 +180,12 @@ async fn watch((machine, options, inputs, mut received): Start, context: Arc<Con
             let effects: Vec<Effect> = std::iter::from_fn(|| machine.poll_effect()).collect();
             (effects, machine.poll_timeout())
         };
+        let mut released = None;
         for effect in effects {
             match effect {
-                Effect::Publish(view) => (context.publish)(&database, &view),
+                Effect::Publish(view) => {
+                    released = (context.publish)(&database, &view).or(released)
+                }
                 Effect::Log(severity, text) => context.log.write(level(severity), &text),
                 Effect::Ask { node, endpoint, id, question, via, deadline } => {
                     let request = Request::Ask { id, question, via, deadline };
@@ -190,6 +194,10 @@ async fn watch((machine, options, inputs, mut received): Start, context: Arc<Con
                 Effect::RunTopology { node, id } => nodes.topology(node, id, sql.clone()),
                 Effect::Forget(node) => drop(nodes.senders.remove(&node)),
             }
+        }
+        if let Some(clients) = released {
+            lock(&machine).handle_release(Instant::now(), clients);
+            continue;
         }
         let timeout = timeout.unwrap_or_else(|| Instant::now() + probe::PATIENCE);
         let input = tokio::select! {

@@ -15,6 +15,7 @@ mod cancel;
 mod checkout;
 pub mod client;
 mod close;
+mod clusters;
 pub mod connect;
 mod login;
 pub mod message;

@@ -112,6 +112,9 @@ impl Worker {
                 .collect(),
             Show::Databases => self.database_rows(),
             Show::Users => self.user_rows(),
+            Show::Clusters => self.cluster_rows(),
+            Show::Nodes => self.node_rows(),
+            Show::Switchovers => self.switchover_rows(),
             Show::Stats | Show::StatsTotals | Show::StatsAverages | Show::Totals => {
                 self.stats_rows(show)
             }

@@ -55,9 +55,16 @@ fn an_idle_client_goes_on_with_the_new_writer() -> io::Result<()> {
     assert_eq!(writer.run("select count(*) from t")?, "1");
     assert_eq!(reader.run(PORT)?, third.port.to_string());
 
+    let row = pooler.console("show clusters")?;
+    assert!(row.starts_with("app|ok|"), "{row}");
+    assert_eq!(pooler.console("show nodes")?.lines().count(), 3);
+    let changes = pooler.console("show switchovers")?;
+    assert!(changes.contains("|failover|") && changes.lines().count() == 1, "{changes}");
+
     pooler.console("reload")?;
     assert_eq!(writer.run(PORT)?, second.port.to_string());
     let log = pooler.log()?;
+    assert!(log.contains("released "), "{log}");
     assert!(log.contains(&format!("(127.0.0.1:{}), timeline 2, after", second.port)), "{log}");
     Ok(())
 }

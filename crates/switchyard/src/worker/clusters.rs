@@ -1,0 +1,154 @@
+//! Rows of SHOW CLUSTERS, NODES and SWITCHOVERS.
+
+use std::time::{Instant, SystemTime};
+
+use switchyard_core::console::tables::Row;
+use switchyard_core::ids::LaneId;
+use switchyard_core::switchover::snapshot::ClusterSnapshot;
+use switchyard_core::switchover::view::{NodeState, Role};
+
+use crate::log::time_text;
+use crate::worker::Worker;
+
+fn text(value: impl ToString) -> Option<String> {
+    Some(value.to_string())
+}
+
+/// Time of day of a moment.
+fn moment(now: Instant, at: Instant) -> String {
+    let clock = SystemTime::now();
+    match at.checked_duration_since(now) {
+        Some(later) => time_text(clock + later),
+        None => time_text(clock - now.saturating_duration_since(at)),
+    }
+}
+
+/// A position as PostgreSQL writes it.
+fn lsn(position: u64) -> String {
+    format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
+}
+
+impl Worker {
+    fn snapshots(&self) -> Vec<ClusterSnapshot> {
+        self.shared.services().map_or(Vec::new(), |services| services.snapshots())
+    }
+
+    /// Clients in the queues of a database.
+    fn waiting(&self, database: &str) -> usize {
+        let pools = self.shared.known_entry(database).map_or(Vec::new(), |entry| entry.pools());
+        pools.iter().map(|pool| pool.lock().machine.counts(self.now, None).waiting).sum()
+    }
+
+    pub(super) fn cluster_rows(&self) -> Vec<Row> {
+        let now = Instant::now();
+        let row = |cluster: ClusterSnapshot| {
+            let writer = cluster.nodes.iter().find(|node| Some(node.view.id) == cluster.writer);
+            let up = cluster.nodes.iter().filter(|node| node.view.state == NodeState::Up);
+            let held = if writer.is_none() { self.waiting(&cluster.database) } else { 0 };
+            let last = cluster.changes.iter().rev().find(|change| !change.old.is_empty());
+            let stall = last.and_then(|change| Some((change.released?.0, change.lost)));
+            let changes = cluster.changes.iter().filter(|change| !change.old.is_empty());
+            let age = |at: Instant| now.saturating_duration_since(at);
+            vec![
+                text(&cluster.database),
+                text(cluster.state),
+                writer.map(|node| node.view.name.clone()),
+                writer.map(|node| node.view.host.clone()),
+                writer.map(|node| node.view.port.to_string()),
+                cluster.writer_since.filter(|_| writer.is_some()).map(|at| moment(now, at)),
+                cluster.system.map(|system| system.to_string()),
+                cluster.timeline.map(|timeline| timeline.to_string()),
+                text(cluster.nodes.len()),
+                text(up.count()),
+                text(held),
+                cluster.held_since.map(|at| moment(now, at)),
+                text(changes.count()),
+                last.map(|change| moment(now, change.elected)),
+                stall.map(|(end, start)| (end - start).as_millis().to_string()),
+                cluster.topology_at.map(|at| age(at).as_secs().to_string()),
+                cluster.error,
+            ]
+        };
+        self.snapshots().into_iter().map(row).collect()
+    }
+
+    pub(super) fn node_rows(&self) -> Vec<Row> {
+        let now = Instant::now();
+        let mut rows = Vec::new();
+        for cluster in self.snapshots() {
+            let entry = self.shared.known_entry(&cluster.database);
+            let pools = entry.map_or(Vec::new(), |entry| entry.pools());
+            let writer = cluster.nodes.iter().find(|node| node.view.role == Role::Writer);
+            let head = writer.and_then(|node| node.lsn);
+            for node in &cluster.nodes {
+                let lane = Some(LaneId(node.view.id.0));
+                let counts = pools.iter().map(|pool| pool.lock().machine.counts(now, lane));
+                let (active, idle) = counts.fold((0, 0), |(active, idle), counts| {
+                    (active + counts.busy, idle + counts.idle + counts.used)
+                });
+                let reader = node.view.role == Role::Reader;
+                let lag = head.zip(node.lsn).map(|(head, at)| head.saturating_sub(at));
+                let age = node.answered_at.map(|at| now.saturating_duration_since(at));
+                rows.push(vec![
+                    text(&cluster.database),
+                    text(&node.view.name),
+                    text(&node.view.host),
+                    text(node.view.port),
+                    text(node.view.role.text()),
+                    text(node.view.state.text()),
+                    node.timeline.map(|timeline| timeline.to_string()),
+                    node.lsn.map(lsn),
+                    lag.filter(|_| reader).map(|lag| lag.to_string()),
+                    node.round_trip.map(|took| took.as_millis().to_string()),
+                    age.map(|age| age.as_millis().to_string()),
+                    text(node.failures),
+                    text(node.answer),
+                    node.error.clone(),
+                    text(active),
+                    text(idle),
+                    // A link holds one client and one server.
+                    text(active),
+                    node.up_since.map(|at| moment(now, at)),
+                    node.failed_until.filter(|until| *until > now).map(|at| moment(now, at)),
+                ]);
+            }
+        }
+        rows
+    }
+
+    pub(super) fn switchover_rows(&self) -> Vec<Row> {
+        let now = Instant::now();
+        let clusters = self.snapshots();
+        let mut all: Vec<_> = clusters
+            .iter()
+            .flat_map(|cluster| cluster.changes.iter().map(|change| (&cluster.database, change)))
+            .filter(|(_, change)| !change.old.is_empty())
+            .collect();
+        all.sort_by_key(|(_, change)| std::cmp::Reverse(change.elected));
+        let row = |(database, change): (&String, &_)| {
+            let change: &switchyard_core::switchover::snapshot::Change = change;
+            let since = |at: Instant| (at - change.lost).as_millis().to_string();
+            let number = |value: Option<u32>| value.map(|value| value.to_string());
+            let mut row = vec![
+                text(change.epoch),
+                text(database),
+                text(if change.old == change.new { "restart" } else { "failover" }),
+                text(&change.reason),
+                text(&change.old),
+                text(&change.new),
+                number(change.timelines.0),
+                number(change.timelines.1),
+                text(moment(now, change.lost)),
+                text(0),
+                text(since(change.elected)),
+                change.released.map(|(at, _)| since(at)),
+                change.released.map(|(_, clients)| clients.to_string()),
+            ];
+            // Not counted in this version.
+            row.extend(std::iter::repeat_n(None, 7));
+            row.push(text("ok"));
+            row
+        };
+        all.into_iter().map(row).collect()
+    }
+}
