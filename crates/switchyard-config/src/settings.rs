@@ -208,9 +208,9 @@ settings! {
     drain_action: DrainAction, Some("abort"), Some("abort"), Run, Inert;
     drain_timeout: Duration, Some("10"), Some("10"), Run, Inert;
     hook_cache_size: i64, Some("10000"), Some("10000"), Run, Inert;
-    hook_max_query_size: Bytes, Some("16MB"), Some("16MB"), Run, Inert;
+    hook_max_query_size: Bytes, Some("16MB"), Some("16MB"), Run, Active;
     hook_max_rss: Bytes, Some("512MB"), Some("512MB"), Run, Inert;
-    hook_python: Option<String>, None, None, Run, Inert;
+    hook_python: Option<String>, None, None, Run, Active;
     hook_shadow_rewrite_query_py_module_file: String,
         Some("not_enabled"),
         Some("not_enabled"),
@@ -219,9 +219,9 @@ settings! {
         Some("not_enabled"),
         Some("not_enabled"),
         Run, Inert;
-    hook_timeout: Duration, Some("1"), Some("1"), Run, Inert;
-    hook_workers: i64, Some("2"), Some("2"), Run, Inert;
-    hook_workers_max: i64, Some("8"), Some("8"), Run, Inert;
+    hook_timeout: Duration, Some("1"), Some("1"), Run, Active;
+    hook_workers: i64, Some("2"), Some("2"), Run, Active;
+    hook_workers_max: i64, Some("8"), Some("8"), Run, Active;
     idle_transaction_timeout: Duration, Some("0"), Some("0"), Run, Active;
     ignore_startup_parameters: Names, Some(""), Some(""), Run, Active;
     io: Io, Some("auto"), Some("auto"), Start, Inert;
@@ -270,15 +270,15 @@ settings! {
     reserve_pool_size: i64, Some("0"), Some("0"), Run, Inert;
     reserve_pool_timeout: Duration, Some("5"), Some("5"), Run, Inert;
     resolv_conf: String, Some(""), Some(""), Start, Inert;
-    rewrite_on_error: OnError, Some("pass"), Some("pass"), Run, Inert;
-    rewrite_query_disconnect_on_failure: bool, Some("false"), Some("false"), Run, Inert;
-    rewrite_query_py_module_file: String, Some("not_enabled"), Some("not_enabled"), Run, Inert;
+    rewrite_on_error: OnError, Some("pass"), Some("pass"), Run, Active;
+    rewrite_query_disconnect_on_failure: bool, Some("false"), Some("false"), Run, Active;
+    rewrite_query_py_module_file: String, Some("not_enabled"), Some("not_enabled"), Run, Active;
     rewrite_query_tag: Tag, Some("off"), Some("off"), Run, Inert;
     route_in_transaction: RouteInTransaction, Some("stay"), Some("stay"), Run, Inert;
-    route_none: RouteNone, Some("current"), Some("current"), Run, Inert;
-    route_on_error: OnError, Some("pass"), Some("pass"), Run, Inert;
+    route_none: RouteNone, Some("current"), Some("current"), Run, Active;
+    route_on_error: OnError, Some("pass"), Some("pass"), Run, Active;
     route_unknown: RouteUnknown, Some("stay"), Some("stay"), Run, Inert;
-    routing_rules_py_module_file: String, Some("not_enabled"), Some("not_enabled"), Run, Inert;
+    routing_rules_py_module_file: String, Some("not_enabled"), Some("not_enabled"), Run, Active;
     sbuf_loopcnt: i64, Some("5"), Some("5"), Run, Active;
     scram_iterations: i64, Some("4096"), Some("4096"), Run, Active;
     server_check_delay: Duration, Some("30"), Some("30"), Run, Active;

@@ -4,6 +4,7 @@
 //! threads, sockets and clocks.
 
 pub mod entries;
+pub mod hooks;
 pub mod listen;
 pub mod log;
 pub mod options;

@@ -100,6 +100,8 @@ fn start(path: &std::path::Path, arguments: &Arguments, log: &Arc<Log>) -> Resul
     let services = Services::start(Box::new(publish), Arc::clone(log))
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     shared.serve(services);
+    let settings = shared.snapshot().config.settings.clone();
+    shared.load_hooks(&settings).map_err(|text| format!("cannot load hooks: {text}"))?;
     reload::define_entries(&shared);
     let mut listeners = Some(listeners);
     for (index, seat) in seats.into_iter().enumerate() {

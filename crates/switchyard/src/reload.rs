@@ -40,6 +40,10 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
         return false;
     };
     config.settings.keep_fixed(&old.config.settings);
+    if let Err(text) = shared.load_hooks(&config.settings) {
+        shared.log.write(Level::Error, &format!("hooks not loaded: {text}"));
+        return false;
+    }
     apply_log(&shared.log, &config);
     let snapshot = options::snapshot(config, &shared.log, old.mock_key);
     shared.replace_snapshot(snapshot);

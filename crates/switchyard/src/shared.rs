@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use foldhash::fast::RandomState;
 use switchyard_config::Database;
+use switchyard_config::settings::Settings;
 use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::lifecycle::{Lifecycle, Phase};
 use switchyard_core::pool::Want;
@@ -19,6 +20,7 @@ use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::view::{NodeId, View};
 
 use crate::entries::{Entry, Made};
+use crate::hooks::{Call, HookOptions, Host};
 use crate::log::{Level, Log};
 use crate::options;
 use crate::pools::{Order, SharedPool};
@@ -40,6 +42,7 @@ pub struct Shared {
     pub statistics: Mutex<Statistics>,
     snapshot: Mutex<Arc<Snapshot>>,
     services: OnceLock<Services>,
+    hooks: Mutex<Option<Arc<Host>>>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     workers: OnceLock<Vec<Handle>>,
     keys: Mutex<HashMap<[u8; 8], Ticket, RandomState>>,
@@ -64,6 +67,7 @@ impl Shared {
             statistics: Mutex::new(Statistics::default()),
             snapshot: Mutex::new(Arc::new(snapshot)),
             services: OnceLock::new(),
+            hooks: Mutex::new(None),
             entries: Mutex::new(BTreeMap::new()),
             workers: OnceLock::new(),
             keys: Mutex::new(HashMap::default()),
@@ -78,6 +82,37 @@ impl Shared {
     pub fn attach(&self, handles: Vec<Handle>) {
         // A second call would be an error of the caller and changes nothing.
         let _ = self.workers.set(handles);
+    }
+
+    /// The hooks in force.
+    pub fn hooks(&self) -> Option<Arc<Host>> {
+        lock(&self.hooks).clone()
+    }
+
+    /// Brings the hooks in line with settings. The error is Python's; nothing has changed then.
+    pub fn load_hooks(self: &Arc<Self>, settings: &Settings) -> Result<(), String> {
+        let wanted = HookOptions::new(settings);
+        if self.hooks().map(|host| host.options.clone()) == wanted {
+            return Ok(());
+        }
+        let host = match wanted {
+            None => None,
+            Some(options) => {
+                let shared = Arc::downgrade(self);
+                let sink = move |call: &Call, verdict| {
+                    if let Some(shared) = shared.upgrade() {
+                        let message = Message::Verdict(call.ticket, call.id, Box::new(verdict));
+                        shared.send(call.ticket.worker, message);
+                    }
+                };
+                Some(Host::start(options, Box::new(sink), Arc::clone(&self.log))?)
+            }
+        };
+        let old = std::mem::replace(&mut *lock(&self.hooks), host);
+        if let Some(old) = old {
+            old.drain();
+        }
+        Ok(())
     }
 
     /// Names the services thread, once, before any worker runs.

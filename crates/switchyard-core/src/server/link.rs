@@ -425,6 +425,13 @@ impl Link {
             && self.group == Group::Running
     }
 
+    /// Whether what was sent ends with the end of a group: no part of one is at the server.
+    pub fn ends_with_group(&self) -> bool {
+        let last = self.outstanding.last();
+        let ended = last.is_none_or(Request::ends_with_ready);
+        ended && self.group == Group::Running && self.copy == Copy::Off
+    }
+
     /// Quiet and outside a transaction block: may serve anybody.
     #[inline]
     pub fn is_free(&self) -> bool {

@@ -71,7 +71,7 @@ impl Request {
     }
 
     /// Whether ReadyForQuery ends the answer.
-    fn ends_with_ready(&self) -> bool {
+    pub fn ends_with_ready(&self) -> bool {
         matches!(self, Request::Query | Request::Function | Request::Sync | Request::Hidden(_))
     }
 }
@@ -93,6 +93,11 @@ impl Outstanding {
     #[inline]
     pub fn front(&self) -> Option<&Request> {
         self.queue.front()
+    }
+
+    /// The request that was sent last.
+    pub fn last(&self) -> Option<&Request> {
+        self.queue.back()
     }
 
     /// Whether everything was answered.

@@ -151,7 +151,8 @@ impl Worker {
         let free = link.is_free() && server.output.is_empty();
         match *usage {
             Use::Linked(client) => {
-                if free && server.pool.mode() != PoolMode::Session {
+                let moving = self.clients.get(client).is_some_and(|c| c.moving.is_some());
+                if free && (moving || server.pool.mode() != PoolMode::Session) {
                     self.unlink(key, client);
                 }
             }
@@ -170,6 +171,9 @@ impl Worker {
                     return;
                 }
                 *activity = Activity::Idle;
+            }
+            if let Some(place) = client.moving.take() {
+                client.place = Some(place);
             }
             if !client.input.is_empty() || client.unread != Unread::No {
                 self.todo.push_back(Todo::Client(key));

@@ -16,6 +16,7 @@ use crate::pools::SharedPool;
 use crate::shared::Shared;
 use crate::worker::admin::ConsoleClient;
 use crate::worker::buffer::Pending;
+use crate::worker::hooking::Asking;
 use crate::worker::server::{Unread, pointer};
 
 /// What a client is doing.
@@ -114,6 +115,10 @@ pub struct Client {
     pub identity: Option<Arc<Identity>>,
     /// Where its queries go now.
     pub place: Option<Place>,
+    /// Where they go once the answers under way have come.
+    pub moving: Option<Place>,
+    /// Whether a message is with the hooks.
+    pub asking: Asking,
     /// Where they went at login.
     pub home: Option<Place>,
     /// Its cancel key.
@@ -154,6 +159,8 @@ impl Client {
             unread: Unread::No,
             identity: None,
             place: None,
+            moving: None,
+            asking: Asking::No,
             home: None,
             key: [0; 8],
             connected: now,

@@ -8,6 +8,7 @@ use switchyard_core::ids::{Ticket, WorkerId};
 use switchyard_io::{Accepted, Key};
 
 use crate::entries::Entry;
+use crate::hooks::Verdict;
 use crate::pools::{Order, SharedPool};
 use crate::worker::Worker;
 use crate::worker::close::Farewell;
@@ -31,6 +32,8 @@ pub enum Message {
     CancelDone(Ticket, &'static str),
     /// The cluster of an entry was published anew.
     View(Arc<Entry>),
+    /// The hooks have judged a call of a client of this worker.
+    Verdict(Ticket, u64, Box<Verdict>),
     /// The settings were replaced.
     Settings,
     /// Describe all clients and servers.
@@ -72,7 +75,13 @@ impl Worker {
                 self.close_client(key, reason, Farewell::Silent);
             }
             Message::View(entry) => self.fence(&entry),
-            Message::Settings => self.snapshot = self.shared.snapshot(),
+            Message::Settings => {
+                self.snapshot = self.shared.snapshot();
+                self.hooks = self.shared.hooks();
+            }
+            Message::Verdict(ticket, id, verdict) => {
+                self.judged(Key::from_bits(ticket.client), id, *verdict);
+            }
             Message::Gather(gathering) => self.gather(&gathering),
             Message::Gathered(console, gathering) => self.gathered(console, &gathering),
             Message::Kill(entry, reason) => self.kill(&entry, reason),

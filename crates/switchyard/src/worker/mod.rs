@@ -17,6 +17,7 @@ pub mod client;
 mod close;
 mod clusters;
 pub mod connect;
+pub mod hooking;
 mod login;
 pub mod message;
 mod relay;
@@ -35,6 +36,7 @@ use switchyard_core::ids::{ServerId, WorkerId};
 use switchyard_io::poller::{RemoteRegistry, WAKE, Watch};
 use switchyard_io::{Inbox, Key, Listener, Poller, Ready, Table};
 
+use crate::hooks::Host;
 use crate::pools::{Orders, SharedPool};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
@@ -123,6 +125,8 @@ pub struct Worker {
     spare: Spare,
     orders: Orders,
     todo: VecDeque<Todo>,
+    hooks: Option<Arc<Host>>,
+    calls: u64,
     now: Instant,
     next_tick: Instant,
 }
@@ -184,6 +188,8 @@ impl Worker {
             spare: Spare::default(),
             orders: Vec::new(),
             todo: VecDeque::new(),
+            hooks: None,
+            calls: 0,
             now,
             next_tick: now + TICK,
         }

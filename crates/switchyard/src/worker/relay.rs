@@ -15,6 +15,7 @@ use crate::pools::Stats;
 use crate::worker::checkout::Outcome;
 use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::close::Farewell;
+use crate::worker::hooking::Asking;
 use crate::worker::server::{Stage as ServerStage, Unread};
 use crate::worker::{Slot, Todo, Worker};
 
@@ -46,7 +47,10 @@ impl Worker {
     }
 
     fn may_read(client: &Client, servers: &switchyard_io::Table<Slot>) -> bool {
-        if client.output.len() > CLIENT_BACKLOG {
+        if client.output.len() > CLIENT_BACKLOG
+            || client.asking != Asking::No
+            || client.moving.is_some()
+        {
             return false;
         }
         match &client.stage {
@@ -169,8 +173,10 @@ impl Worker {
                     Outcome::Waiting => return used,
                     Outcome::Gone => return data.len(),
                 },
-                // Nothing is hooked, so nothing asks.
-                Stop::Ask(_) => return used,
+                Stop::Ask(text) => {
+                    self.ask_hooks(key, &data[used..], text.start - count..text.end - count);
+                    return used;
+                }
                 Stop::Terminate => {
                     self.close_client(key, "client close request", Farewell::Silent);
                     return data.len();
@@ -194,7 +200,7 @@ impl Worker {
         let prepared = place.pool.prepared_max();
         let rules = Rules {
             tracking: if prepared == 0 { Tracking::Off } else { Tracking::On(prepared) },
-            hooking: Hooking::Off,
+            hooking: if self.hooks.is_some() { Hooking::On } else { Hooking::Off },
             message_max: self.snapshot.config.settings.max_packet_size as usize,
             registry: &self.shared.registry,
             outstanding_max: OUTSTANDING_MAX,
