@@ -10,7 +10,7 @@
 
 mod process;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -153,6 +153,19 @@ pub struct Verdict {
     pub route: Outcome,
 }
 
+/// What warnings are about; each has a rate of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// rewrite_query failed.
+    Rewrite,
+    /// routing_rules failed.
+    Route,
+    /// A key that is no entry.
+    Unknown,
+    /// A key that came inside a transaction.
+    Inside,
+}
+
 /// Where verdicts go.
 pub type Sink = Box<dyn Fn(&Call, Verdict) + Send + Sync>;
 
@@ -183,7 +196,7 @@ pub struct Host {
     ready: Condvar,
     log: Arc<Log>,
     sink: Sink,
-    warned: Mutex<Option<Instant>>,
+    warned: Mutex<HashMap<Topic, (Option<Instant>, u64)>>,
 }
 
 impl std::fmt::Debug for Host {
@@ -202,7 +215,7 @@ impl Host {
             ready: Condvar::new(),
             log,
             sink,
-            warned: Mutex::new(None),
+            warned: Mutex::default(),
         });
         host.spawn(&mut host.lock(), Some(first));
         for _ in 1..host.options.workers {
@@ -242,14 +255,16 @@ impl Host {
         self.ready.notify_all();
     }
 
-    /// Whether a warning may be written now.
-    pub fn may_warn(&self, now: Instant) -> bool {
+    /// Whether a warning may be written now, and how many were left out since the last one.
+    pub fn may_warn(&self, now: Instant, topic: Topic) -> Option<u64> {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let over = warned.is_none_or(|at| now.saturating_duration_since(at) >= WARNING_EVERY);
-        if over {
-            *warned = Some(now);
+        let (last, suppressed) = warned.entry(topic).or_default();
+        if last.is_some_and(|at| now.saturating_duration_since(at) < WARNING_EVERY) {
+            *suppressed += 1;
+            return None;
         }
-        over
+        *last = Some(now);
+        Some(std::mem::take(suppressed))
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {

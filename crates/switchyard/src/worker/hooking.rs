@@ -10,7 +10,7 @@ use switchyard_core::client::session::Approval;
 use switchyard_core::params::CLIENT_ENCODING;
 use switchyard_io::Key;
 
-use crate::hooks::{Call, Outcome, Verdict};
+use crate::hooks::{Call, Outcome, Topic, Verdict};
 use crate::log::Level;
 use crate::worker::Worker;
 use crate::worker::client::{Place, Stage};
@@ -75,7 +75,7 @@ impl Worker {
                 Approval::Text(changed)
             }
             Outcome::Failed(reason) => {
-                self.warn(key, &format!("rewrite_query failed: {reason}"));
+                self.warn(key, Topic::Rewrite, &format!("rewrite_query failed: {reason}"));
                 if strict {
                     return self.close_client(
                         key,
@@ -95,7 +95,7 @@ impl Worker {
             Outcome::Same => self.route_none(key, &text),
             Outcome::Given(name) => self.route(key, &String::from_utf8_lossy(&name), &text),
             Outcome::Failed(reason) => {
-                self.warn(key, &format!("routing_rules failed: {reason}"));
+                self.warn(key, Topic::Route, &format!("routing_rules failed: {reason}"));
                 if on_route != OnError::Pass {
                     return self.close_client(
                         key,
@@ -144,7 +144,8 @@ impl Worker {
                 self.move_client(key, Place { pool, want }, name);
             }
             (Some(_) | None, _) => {
-                self.warn(key, &format!("routing_rules returned unknown database \"{name}\""));
+                let line = format!("routing_rules returned unknown database \"{name}\"");
+                self.warn(key, Topic::Unknown, &line);
             }
         }
     }
@@ -168,6 +169,7 @@ impl Worker {
             let here = &from.pool.entry.name;
             return self.warn(
                 key,
+                Topic::Inside,
                 &format!(
                     "routing_rules asked for \"{name}\" inside a transaction, staying on \"{here}\""
                 ),
@@ -180,9 +182,15 @@ impl Worker {
         }
     }
 
-    fn warn(&mut self, key: Key, line: &str) {
-        if self.hooks.as_ref().is_some_and(|hooks| hooks.may_warn(self.now)) {
-            self.log_client(key, Level::Warning, line);
+    fn warn(&mut self, key: Key, topic: Topic, line: &str) {
+        let may = self.hooks.as_ref().and_then(|hooks| hooks.may_warn(self.now, topic));
+        match may {
+            None => {}
+            Some(0) => self.log_client(key, Level::Warning, line),
+            Some(more) => {
+                let line = format!("{line} ({more} more were not logged)");
+                self.log_client(key, Level::Warning, &line);
+            }
         }
     }
 
