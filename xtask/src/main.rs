@@ -1,6 +1,7 @@
 //! All automation of the project. `test` is what continuous integration runs; `tidy` are the
 //! checks of our own conventions that no lint knows.
 
+mod bench;
 mod packages;
 mod test;
 mod tidy;
@@ -24,6 +25,20 @@ enum Task {
     Test,
     /// Checks conventions.
     Tidy,
+    /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
+    Bench {
+        /// Only these: simple, extended, prepared, workers, copy, idle, hooks.
+        scenarios: Vec<String>,
+        /// Another pooler that reads a pgbouncer.ini, as NAME=PROGRAM.
+        #[arg(long)]
+        pooler: Vec<String>,
+        /// Seconds of each run.
+        #[arg(long, default_value_t = 4)]
+        seconds: u32,
+        /// Interleaved runs, of which the median counts.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
 }
 
 /// The directory of the workspace.
@@ -36,6 +51,9 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Test => test::run(&root()),
         Task::Tidy => tidy::run(&root()),
+        Task::Bench { scenarios, pooler, seconds, rounds } => {
+            bench::run(&root(), &bench::Plan { scenarios, poolers: pooler, seconds, rounds })
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

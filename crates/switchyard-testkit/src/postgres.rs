@@ -41,6 +41,14 @@ impl Postgres {
         Ok(server)
     }
 
+    /// Makes pgbench's tables.
+    pub fn pgbench_tables(&self, scale: u32) -> io::Result<()> {
+        run(Command::new(programs()?.join("pgbench"))
+            .args(["-i", "-q", "-h", "127.0.0.1", "-U", "postgres", "-s", &scale.to_string()])
+            .args(["-p", &self.port.to_string(), "postgres"]))
+        .map(drop)
+    }
+
     /// A streaming standby of this server.
     pub fn standby(&self) -> io::Result<Self> {
         let server = Postgres { port: free_port()?, directory: directory()? };
