@@ -20,7 +20,7 @@ use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::view::{NodeId, View};
 
 use crate::entries::{Entry, Made};
-use crate::hooks::{Call, HookOptions, Host};
+use crate::hooks::{HookOptions, Host, Judged};
 use crate::log::{Level, Log};
 use crate::options;
 use crate::pools::{Order, SharedPool};
@@ -99,10 +99,19 @@ impl Shared {
             None => None,
             Some(options) => {
                 let shared = Arc::downgrade(self);
-                let sink = move |call: &Call, verdict| {
-                    if let Some(shared) = shared.upgrade() {
-                        let message = Message::Verdict(call.ticket, call.id, Box::new(verdict));
-                        shared.send(call.ticket.worker, message);
+                let sink = move |judged: Vec<Judged>| {
+                    let Some(shared) = shared.upgrade() else { return };
+                    let mut workers: Vec<Vec<Judged>> = Vec::new();
+                    workers.resize_with(shared.workers().len(), Vec::new);
+                    for one in judged {
+                        if let Some(own) = workers.get_mut(usize::from(one.0.worker.0)) {
+                            own.push(one);
+                        }
+                    }
+                    for (index, own) in workers.into_iter().enumerate() {
+                        if !own.is_empty() {
+                            shared.send(WorkerId(index as u16), Message::Verdicts(own));
+                        }
                     }
                 };
                 Some(Host::start(options, Box::new(sink), Arc::clone(&self.log))?)

@@ -54,8 +54,15 @@ pub struct HookOptions {
     pub workers_max: usize,
     /// `hook_max_query_size` in bytes.
     pub query_max: usize,
-    /// State of the files: modification time, length.
-    stamps: Vec<Option<(SystemTime, u64)>>,
+    /// The files of one moment, so that a process that starts later runs the same code.
+    modules: [Module; 2],
+}
+
+/// A module's file.
+#[derive(Clone, Debug, PartialEq)]
+struct Module {
+    stamp: Option<SystemTime>,
+    source: Result<Vec<u8>, String>,
 }
 
 impl HookOptions {
@@ -70,14 +77,16 @@ impl HookOptions {
         if rewrite_file.is_empty() && route_file.is_empty() {
             return None;
         }
-        let stamp = |file: &String| {
-            let home = std::env::var("HOME").unwrap_or_default();
+        let home = std::env::var("HOME").unwrap_or_default();
+        let module = |file: &String| {
             let path = match file.strip_prefix("~/") {
-                Some(rest) => PathBuf::from(home).join(rest),
+                Some(rest) => PathBuf::from(&home).join(rest),
                 None => PathBuf::from(file),
             };
-            let data = std::fs::metadata(path).ok()?;
-            Some((data.modified().ok()?, data.len()))
+            let stamp = std::fs::metadata(&path).and_then(|data| data.modified()).ok();
+            let read = |path| std::fs::read(path).map_err(|error| format!("{file}: {error}"));
+            let source = if file.is_empty() { Ok(Vec::new()) } else { read(path) };
+            Module { stamp, source }
         };
         let environment = settings.hook_python.clone().or(std::env::var("VIRTUAL_ENV").ok());
         let python = match environment {
@@ -88,7 +97,7 @@ impl HookOptions {
         let count = |number: i64| usize::try_from(number).unwrap_or(1).max(1);
         let timeout = settings.hook_timeout;
         Some(HookOptions {
-            stamps: [&rewrite_file, &route_file].map(stamp).into(),
+            modules: [&rewrite_file, &route_file].map(module),
             rewrite_file,
             route_file,
             python,
@@ -166,8 +175,10 @@ pub enum Topic {
     Inside,
 }
 
-/// Where verdicts go.
-pub type Sink = Box<dyn Fn(&Call, Verdict) + Send + Sync>;
+/// A verdict with the client and the number of its call.
+pub type Judged = (Ticket, u64, Verdict);
+/// Where verdicts go: all that came at once, so that a worker is woken once.
+pub type Sink = Box<dyn Fn(Vec<Judged>) + Send + Sync>;
 
 /// Calls that wait, and who could take them.
 #[derive(Debug, Default)]
@@ -177,6 +188,8 @@ struct Queue {
     slow_users: HashSet<String>,
     threads: usize,
     idle: usize,
+    /// Idle ones that were woken.
+    waking: usize,
     phase: Phase,
 }
 
@@ -224,28 +237,38 @@ impl Host {
         Ok(host)
     }
 
-    /// Asks; a verdict follows.
-    pub fn ask(self: &Arc<Self>, call: Call) {
-        if call.text.len() > self.options.query_max {
-            return self.fail(&call, "ValueError: hook_max_query_size exceeded");
-        }
+    /// Asks all that came up in a turn of a worker; a verdict for each follows.
+    pub fn ask(self: &Arc<Self>, calls: &mut Vec<Call>) {
+        let fits = |call: &Call| call.text.len() <= self.options.query_max;
+        calls.iter().filter(|call| !fits(call)).for_each(|call| {
+            self.fail(call, "ValueError: hook_max_query_size exceeded");
+        });
         let mut queue = self.lock();
+        let now = Instant::now();
         let crowded = |queue: &VecDeque<Call>| {
-            queue.front().is_some_and(|oldest| call.asked.duration_since(oldest.asked) > CROWDED)
+            queue.front().is_some_and(|oldest| now.duration_since(oldest.asked) > CROWDED)
         };
         let more = queue.idle == 0 && (crowded(&queue.fast) || crowded(&queue.slow));
         if more && queue.threads < self.options.workers_max {
             self.spawn(&mut queue, None);
         }
-        if queue.slow_users.contains(&call.user) {
-            queue.slow.push_back(call);
-            // The first process does not take it: everybody has to look.
-            self.ready.notify_all();
-        } else {
-            queue.fast.push_back(call);
-            if queue.idle > 0 {
-                self.ready.notify_one();
+        for call in calls.drain(..).filter(fits) {
+            if queue.slow_users.contains(&call.user) {
+                queue.slow.push_back(call);
+            } else {
+                queue.fast.push_back(call);
             }
+        }
+        if !queue.slow.is_empty() {
+            // The first process does not take these: everybody has to look.
+            queue.waking = queue.idle;
+            self.ready.notify_all();
+        }
+        // Those that were woken and have not looked yet take the rest of what is there.
+        let wanted = queue.fast.len().div_ceil(BATCH_MAX).min(queue.idle);
+        for _ in queue.waking..wanted {
+            queue.waking += 1;
+            self.ready.notify_one();
         }
     }
 
@@ -319,6 +342,7 @@ impl Host {
     /// Runs a batch; what is left in it afterwards was not begun.
     fn serve(&self, process: &mut Process, batch: &mut VecDeque<Call>) -> Health {
         let mut began = Instant::now();
+        let mut judged = Vec::new();
         if process.send(batch.iter()).is_err() {
             return self.lost(batch, "RuntimeError: the interpreter ended");
         }
@@ -326,16 +350,22 @@ impl Host {
             let deadline = self.options.timeout.map(|timeout| began + timeout);
             let verdict = match process.receive(deadline) {
                 Ok(verdict) => verdict,
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return self.lost(batch, "TimeoutError: hook_timeout");
+                Err(error) => {
+                    (self.sink)(judged);
+                    let late = error.kind() == io::ErrorKind::TimedOut;
+                    let ended = "RuntimeError: the interpreter ended";
+                    return self
+                        .lost(batch, if late { "TimeoutError: hook_timeout" } else { ended });
                 }
-                Err(_) => return self.lost(batch, "RuntimeError: the interpreter ended"),
             };
             let took = began.elapsed();
             began += took;
             let Some(call) = batch.pop_front() else { return Health::Bad };
             self.note_pace(&call.user, took);
-            (self.sink)(&call, verdict);
+            judged.push((call.ticket, call.id, verdict));
+            if !process.has_more() || batch.is_empty() {
+                (self.sink)(std::mem::take(&mut judged));
+            }
         }
         Health::Good
     }
@@ -366,8 +396,7 @@ impl Host {
         let since = Instant::now();
         loop {
             if !queue.fast.is_empty() {
-                // The others get their share of what is there.
-                let count = queue.fast.len().div_ceil(queue.idle + 1).min(BATCH_MAX);
+                let count = queue.fast.len().min(BATCH_MAX);
                 return Some(queue.fast.drain(..count).collect());
             }
             if !reserved && let Some(call) = queue.slow.pop_front() {
@@ -382,6 +411,7 @@ impl Host {
             let waited = self.ready.wait_timeout(queue, IDLE);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
             queue.idle -= 1;
+            queue.waking = queue.waking.saturating_sub(1).min(queue.idle);
         }
     }
 
@@ -391,7 +421,7 @@ impl Host {
         };
         let rewrite = outcome(&self.options.rewrite_file);
         let route = outcome(&self.options.route_file);
-        (self.sink)(call, Verdict { rewrite, route });
+        (self.sink)(vec![(call.ticket, call.id, Verdict { rewrite, route })]);
     }
 }
 

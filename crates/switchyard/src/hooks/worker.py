@@ -1,14 +1,15 @@
 # Runs the user's functions. Standard library only, CPython 3.6 and newer.
 #
 # Arguments: file of rewrite_query, file of routing_rules; an empty one is off. Descriptor 0 is a
-# socket to the pooler. First answer: a frame that is empty when everything is loaded, else the
+# socket to the pooler. First come the two sources, each with its length, so that all processes
+# run the same code whatever happens to the files. First answer: a frame that is empty when everything is loaded, else the
 # error. Then frames of calls come and frames of results go, in order.
 import codecs, importlib.util, inspect, os, signal, socket, struct, sys, time, traceback
 
 OFF, SAME, GIVEN, FAILED = 0, 1, 2, 3
 
 
-def load(path, known):
+def load(path, source, known):
     path = os.path.abspath(os.path.expanduser(path))
     if path in known:
         return known[path]
@@ -20,7 +21,7 @@ def load(path, known):
         raise ImportError("%s is no Python file" % path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    exec(compile(source, path, "exec"), module.__dict__)
     known[path] = module
     return module
 
@@ -117,13 +118,23 @@ def main():
     def send(frame):
         pipe.sendall(struct.pack("<I", len(frame)) + frame)
 
+    def exactly(count):
+        got = b""
+        while len(got) < count:
+            chunk = pipe.recv(count - len(got))
+            if not chunk:
+                sys.exit(1)
+            got += chunk
+        return got
+
+    sources = [exactly(struct.unpack("<I", exactly(4))[0]) for _ in range(2)]
     rewrite = route = None
     try:
         known = {}
         if sys.argv[1]:
-            rewrite = function(load(sys.argv[1], known), "rewrite_query")
+            rewrite = function(load(sys.argv[1], sources[0], known), "rewrite_query")
         if sys.argv[2]:
-            route = function(load(sys.argv[2], known), "routing_rules")
+            route = function(load(sys.argv[2], sources[1], known), "routing_rules")
     except BaseException as error:
         send(describe(error))
         return

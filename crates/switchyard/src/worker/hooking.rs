@@ -40,7 +40,6 @@ impl Worker {
     pub(super) fn ask_hooks(&mut self, key: Key, data: &[u8], text: Range<usize>) {
         let (ticket, id) = (self.ticket(key), self.calls + 1);
         self.calls = id;
-        let Some(host) = self.hooks.clone() else { return };
         let Some(client) = self.clients.get_mut(key) else { return };
         let Some(text) = data.get(text).map(<[u8]>::to_vec) else { return };
         let server = client.server().and_then(|slot| self.servers.get_mut(slot));
@@ -51,7 +50,23 @@ impl Worker {
         client.asking = Asking::Asked(id, text.clone());
         let user = client.identity.as_ref().map(|identity| identity.user.clone());
         let (user, asked) = (user.unwrap_or_default(), Instant::now());
-        host.ask(Call { ticket, id, user, text, encoding, in_transaction, asked });
+        let call = Call { ticket, id, user, text, encoding, in_transaction, asked };
+        self.asked.push(call);
+    }
+
+    /// Hands over what came up in this turn.
+    pub(super) fn hand_over(&mut self) {
+        match &self.hooks {
+            Some(host) => host.ask(&mut self.asked),
+            // They were switched off in between: nothing is said against these messages.
+            None => {
+                for call in std::mem::take(&mut self.asked) {
+                    let (rewrite, route) = (Outcome::Off, Outcome::Off);
+                    let key = Key::from_bits(call.ticket.client);
+                    self.judged(key, call.id, Verdict { rewrite, route });
+                }
+            }
+        }
     }
 
     /// The hooks have judged a client's message.

@@ -8,7 +8,7 @@ use switchyard_core::ids::{Ticket, WorkerId};
 use switchyard_io::{Accepted, Key};
 
 use crate::entries::Entry;
-use crate::hooks::Verdict;
+use crate::hooks::Judged;
 use crate::pools::{Order, SharedPool};
 use crate::worker::Worker;
 use crate::worker::close::Farewell;
@@ -32,8 +32,8 @@ pub enum Message {
     CancelDone(Ticket, &'static str),
     /// The cluster of an entry was published anew.
     View(Arc<Entry>),
-    /// The hooks have judged a call of a client of this worker.
-    Verdict(Ticket, u64, Box<Verdict>),
+    /// The hooks have judged calls of clients of this worker.
+    Verdicts(Vec<Judged>),
     /// The settings were replaced.
     Settings,
     /// Describe all clients and servers.
@@ -79,8 +79,10 @@ impl Worker {
                 self.snapshot = self.shared.snapshot();
                 self.hooks = self.shared.hooks();
             }
-            Message::Verdict(ticket, id, verdict) => {
-                self.judged(Key::from_bits(ticket.client), id, *verdict);
+            Message::Verdicts(judged) => {
+                for (ticket, id, verdict) in judged {
+                    self.judged(Key::from_bits(ticket.client), id, verdict);
+                }
             }
             Message::Gather(gathering) => self.gather(&gathering),
             Message::Gathered(console, gathering) => self.gathered(console, &gathering),

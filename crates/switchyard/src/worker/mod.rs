@@ -36,7 +36,7 @@ use switchyard_core::ids::{ServerId, WorkerId};
 use switchyard_io::poller::{RemoteRegistry, WAKE, Watch};
 use switchyard_io::{Inbox, Key, Listener, Poller, Ready, Table};
 
-use crate::hooks::Host;
+use crate::hooks::{Call, Host};
 use crate::pools::{Orders, SharedPool};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
@@ -127,6 +127,7 @@ pub struct Worker {
     todo: VecDeque<Todo>,
     hooks: Option<Arc<Host>>,
     calls: u64,
+    asked: Vec<Call>,
     now: Instant,
     next_tick: Instant,
 }
@@ -190,6 +191,7 @@ impl Worker {
             todo: VecDeque::new(),
             hooks: None,
             calls: 0,
+            asked: Vec::new(),
             now,
             next_tick: now + TICK,
         }
@@ -223,6 +225,10 @@ impl Worker {
             if self.now >= self.next_tick {
                 self.next_tick = self.now + TICK;
                 self.tick();
+                self.settle();
+            }
+            while !self.asked.is_empty() {
+                self.hand_over();
                 self.settle();
             }
         }
