@@ -72,7 +72,7 @@ fn file(name: &str, text: &str) -> Vec<String> {
             wrong.push(format!("{name}:{}: a long line", index + 1));
         }
     }
-    let pure = PURE.iter().any(|pure| name.starts_with(&format!("crates/switchyard-{pure}/")));
+    let pure = PURE.iter().any(|pure| name.starts_with(&format!("crates/switchyard-{pure}/src/")));
     for word in IMPURE.iter().filter(|word| pure && production.contains(**word)) {
         wrong.push(format!("{name}: {word} in a pure crate"));
     }

@@ -12,6 +12,7 @@ mod lane;
 mod questions;
 mod queue;
 mod standby;
+mod supply;
 mod terms;
 
 use std::collections::{HashMap, VecDeque};
@@ -478,80 +479,6 @@ impl Pool {
         if let Some(lane) = self.lane_mut(lane) {
             lane.clear_idle();
         }
-    }
-
-    /// The waiter that a free server of `lane` goes to.
-    fn next_waiter(&self, lane: LaneId, worker: WorkerId) -> Option<Ticket> {
-        if self.queues.is_empty() {
-            return None;
-        }
-        self.queues.next(worker, self.limits.fairness, |want| self.lanes.accept(want, lane))
-    }
-
-    /// Gives idle servers to waiters, as after RESUME or an election, and opens more.
-    fn serve_waiters(&mut self, now: Instant) {
-        if self.gate == Gate::Paused {
-            return;
-        }
-        for (ticket, want) in self.queues.in_order() {
-            let Some(id) = self.take_idle(want, ticket.worker) else { continue };
-            match self.fitness(now, id) {
-                // Right after an election there is no time for a check: a dead connection is
-                // noticed by the first write, and the statement was not sent anywhere else.
-                Fitness::Good | Fitness::Unchecked => {
-                    self.queues.remove(ticket);
-                    self.lend(id, ticket.worker, State::Busy);
-                    self.effects.push_back(Effect::Give(id, ticket));
-                }
-                Fitness::Spent(reason) => self.discard(id, reason),
-            }
-        }
-        self.open_for_waiters(now);
-    }
-
-    /// Mints permits: no more than there are waiters without a prospect.
-    fn open_for_waiters(&mut self, now: Instant) {
-        let nobody = self.queues.is_empty() && self.logins.is_empty();
-        if self.gate == Gate::Paused || nobody || self.is_full() {
-            return;
-        }
-        for index in 0..self.lanes.len() {
-            let lane = &self.lanes[index];
-            let (id, role) = (lane.id, lane.role);
-            if lane.failed.as_ref().is_some_and(|failed| now < failed.retry_at) {
-                continue;
-            }
-            let mut waiters = self.queues.workers_waiting(|want| self.lanes.accept(want, id));
-            if role == LaneRole::Writer || self.lanes.len() == 1 {
-                waiters.extend(self.logins.iter().take(1).map(|(ticket, _)| ticket.worker));
-            }
-            let prospects = self.prospects(id);
-            for worker in waiters.into_iter().skip(prospects) {
-                if !self.mint(now, id, worker) {
-                    break;
-                }
-            }
-        }
-    }
-
-    fn prospects(&self, lane: LaneId) -> usize {
-        let coming = |slot: &&Slot| {
-            slot.lane == lane && matches!(slot.state, State::Opening | State::Testing)
-        };
-        self.slots.values().filter(coming).count()
-    }
-
-    /// Mints one permit if the lane has room.
-    fn mint(&mut self, now: Instant, lane: LaneId, home: WorkerId) -> bool {
-        if self.limits.size > 0 && self.lane_len(lane) >= self.limits.size {
-            return false;
-        }
-        self.minted += 1;
-        let id = ServerId(self.minted);
-        let (state, freshness) = (State::Opening, Freshness::Fresh);
-        self.slots.insert(id, Slot { lane, home, state, freshness, started: now, used: now });
-        self.effects.push_back(Effect::Open(id, lane, home));
-        true
     }
 
     fn remembered_error(&self, now: Instant, want: Want) -> Option<String> {

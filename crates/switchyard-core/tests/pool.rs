@@ -1,0 +1,224 @@
+//! The pool against a naive account of who holds what: no server is given twice, none is lost,
+//! nobody waits while a server is free, and a lane never exceeds its size.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
+use switchyard_core::pool::{
+    Checkin, Checkout, Effect, Failing, LaneRole, Limits, OpenFailure, OpenFailureKind, Order,
+    Pool, Standby, Want,
+};
+
+const WORKERS: u16 = 2;
+
+/// What may happen.
+#[derive(Clone, Debug)]
+enum Step {
+    Ask(u16),
+    Leave(usize),
+    Open(usize),
+    FailOpen(usize),
+    Return(usize),
+    Break(usize),
+    Later(u64),
+    Pause,
+    Resume,
+    Recycle,
+    Promote(u32),
+    LoseWriter,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (0..WORKERS).prop_map(Step::Ask),
+        2 => any::<usize>().prop_map(Step::Leave),
+        6 => any::<usize>().prop_map(Step::Open),
+        1 => any::<usize>().prop_map(Step::FailOpen),
+        8 => any::<usize>().prop_map(Step::Return),
+        1 => any::<usize>().prop_map(Step::Break),
+        2 => (0..5000u64).prop_map(Step::Later),
+        1 => Just(Step::Pause),
+        2 => Just(Step::Resume),
+        1 => Just(Step::Recycle),
+        1 => (0..3u32).prop_map(Step::Promote),
+        1 => Just(Step::LoseWriter),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+/// The naive account.
+struct Account {
+    pool: Pool,
+    now: Instant,
+    tickets: u64,
+    waiting: Vec<Ticket>,
+    opening: Vec<ServerId>,
+    held: Vec<ServerId>,
+    parked: HashSet<ServerId>,
+}
+
+impl Account {
+    fn take(&mut self, id: ServerId) {
+        assert!(self.parked.remove(&id), "a server is given out of the parked ones");
+        assert!(!self.held.contains(&id), "a server is given once");
+        self.held.push(id);
+    }
+
+    fn served(&mut self, ticket: Ticket) {
+        let found = self.waiting.iter().position(|waiting| *waiting == ticket);
+        self.waiting.remove(found.expect("only waiters are served"));
+    }
+
+    fn drain(&mut self) {
+        while let Some(effect) = self.pool.poll_effect() {
+            match effect {
+                Effect::Open(id, ..) => self.opening.push(id),
+                Effect::Give(id, ticket) => {
+                    self.take(id);
+                    self.served(ticket);
+                }
+                Effect::Check(id, _) => self.take(id),
+                Effect::Close(id, _) => {
+                    assert!(self.parked.remove(&id), "only parked servers are closed by order");
+                }
+                Effect::Fail(ticket, _) => self.served(ticket),
+                Effect::Welcome(_) => {}
+            }
+        }
+    }
+
+    fn give_back(&mut self, id: ServerId) {
+        match self.pool.checkin(self.now, id, WorkerId(0)) {
+            Checkin::Give(ticket) => {
+                self.held.push(id);
+                self.served(ticket);
+            }
+            Checkin::Idle => assert!(self.parked.insert(id), "a server is parked once"),
+            Checkin::Close(_) => {}
+        }
+    }
+
+    fn act(&mut self, step: Step) {
+        match step {
+            Step::Ask(worker) => {
+                self.tickets += 1;
+                let ticket = Ticket { worker: WorkerId(worker), client: self.tickets };
+                match self.pool.checkout(self.now, ticket, Want::Writer) {
+                    Checkout::Granted(id) => self.take(id),
+                    Checkout::Wait => self.waiting.push(ticket),
+                    Checkout::Refused(_) => {}
+                }
+            }
+            Step::Leave(at) if !self.waiting.is_empty() => {
+                let ticket = self.waiting.remove(at % self.waiting.len());
+                self.pool.leave(ticket);
+            }
+            Step::Open(at) if !self.opening.is_empty() => {
+                let id = self.opening.remove(at % self.opening.len());
+                self.pool.opened(self.now, id);
+                self.drain();
+                self.give_back(id);
+            }
+            Step::FailOpen(at) if !self.opening.is_empty() => {
+                let id = self.opening.remove(at % self.opening.len());
+                let (text, sqlstate) = ("no".to_string(), "28000".to_string());
+                let kind = OpenFailureKind::Login;
+                self.pool.open_failed(self.now, id, OpenFailure { text, sqlstate, kind });
+            }
+            Step::Return(at) if !self.held.is_empty() => {
+                let id = self.held.remove(at % self.held.len());
+                self.give_back(id);
+            }
+            Step::Break(at) if !self.held.is_empty() => {
+                let id = self.held.remove(at % self.held.len());
+                self.pool.closed(self.now, id);
+            }
+            Step::Later(milliseconds) => {
+                self.now += Duration::from_millis(milliseconds);
+                self.pool.tick(self.now);
+            }
+            Step::Pause => self.pool.pause(),
+            Step::Resume => self.pool.resume(self.now),
+            Step::Recycle => self.pool.recycle(self.now, "test"),
+            Step::Promote(writer) => self.view(Some(writer)),
+            Step::LoseWriter => self.view(None),
+            Step::Leave(_)
+            | Step::Open(_)
+            | Step::FailOpen(_)
+            | Step::Return(_)
+            | Step::Break(_) => {}
+        }
+        self.drain();
+    }
+
+    fn view(&mut self, writer: Option<u32>) {
+        let role = |id| if Some(id) == writer { LaneRole::Writer } else { LaneRole::Reader };
+        let roles: Vec<_> = (0..3).map(|id| (LaneId(id), role(id))).collect();
+        self.pool.set_view(self.now, &roles);
+    }
+
+    fn check(&self, size: usize) {
+        self.pool.check();
+        let counts = self.pool.counts(self.now, None);
+        assert_eq!(counts.waiting, self.waiting.len(), "nobody is lost");
+        assert_eq!(counts.idle + counts.used, self.parked.len(), "idle servers are parked");
+        assert_eq!(counts.opening, self.opening.len(), "a permit is used once");
+        assert_eq!(counts.busy + counts.testing, self.held.len(), "lent servers are held");
+        for lane in 0..3 {
+            let counts = self.pool.counts(self.now, Some(LaneId(lane)));
+            let all = counts.busy + counts.idle + counts.used + counts.testing + counts.opening;
+            assert!(all <= size, "a lane keeps to its size");
+        }
+    }
+}
+
+fn limits(size: usize, failing: Failing) -> Limits {
+    Limits {
+        size,
+        lifetime: Duration::from_secs(20),
+        idle_timeout: Duration::from_secs(10),
+        check_delay: Some(Duration::from_secs(5)),
+        login_retry: Duration::from_secs(1),
+        order: Order::Lifo,
+        failing,
+        standby: Standby::Auto,
+        fairness: Duration::from_millis(1),
+    }
+}
+
+fn account(pool: Pool) -> Account {
+    Account {
+        pool,
+        now: Instant::now(),
+        tickets: 0,
+        waiting: Vec::new(),
+        opening: Vec::new(),
+        held: Vec::new(),
+        parked: HashSet::new(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_plain_pool_accounts_for_everybody(steps in steps(), size in 1usize..4) {
+        let mut account = account(Pool::new(limits(size, Failing::Refuse), WORKERS.into()));
+        for step in steps {
+            if !matches!(step, Step::Promote(_) | Step::LoseWriter) {
+                account.act(step);
+                account.check(size);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cluster_s_pool_accounts_for_everybody(steps in steps(), size in 1usize..4) {
+        let pool = Pool::for_cluster(limits(size, Failing::Wait), WORKERS.into());
+        let mut account = account(pool);
+        for step in steps {
+            account.act(step);
+            account.check(size);
+        }
+    }
+}
