@@ -129,6 +129,9 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
         compare("CPU s per GB, COPY OUT", plan, subjects, |subject| copy_out(subject, &server))?;
         compare("CPU s per GB, COPY IN", plan, subjects, |subject| copy_in(subject, &server))?;
     }
+    if wanted("switchover") {
+        crate::switchover::run(&subjects[0].program, plan.rounds)?;
+    }
     if wanted("idle") {
         let once = Plan { rounds: 1, scenarios: Vec::new(), poolers: Vec::new(), ..*plan };
         compare("KiB per idle client", &once, subjects, |subject| idle(subject, &server))?;

@@ -3,6 +3,7 @@
 
 mod bench;
 mod packages;
+mod switchover;
 mod test;
 mod tidy;
 
@@ -27,7 +28,7 @@ enum Task {
     Tidy,
     /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
     Bench {
-        /// Only these: simple, extended, prepared, workers, copy, idle, hooks.
+        /// Only these: simple, extended, prepared, workers, copy, idle, hooks, switchover.
         scenarios: Vec<String>,
         /// Another pooler that reads a pgbouncer.ini, as NAME=PROGRAM.
         #[arg(long)]
