@@ -29,7 +29,7 @@ use crate::services::probe::ProbeLogin;
 use crate::snapshot::{AuthMethod, LogRules, Snapshot};
 
 /// Pause after a failed login to a node of a cluster.
-const CLUSTER_RETRY: Duration = Duration::from_millis(100);
+const CLUSTER_RETRY: Duration = Duration::from_millis(10);
 /// Shortest interval and deadline of probes.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// How much longer a waiter of another worker must have waited to come first.
