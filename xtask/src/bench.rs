@@ -2,12 +2,11 @@
 //! the operating system's accounting of the process and its threads, CPU seconds per gigabyte,
 //! resident memory. Ratios count; the machine's absolute figures do not travel.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use switchyard_testkit::{Pooler, Postgres, programs};
+use switchyard_testkit::{Client, Pooler, Postgres, Rules, programs};
 
 use crate::packages;
 
@@ -114,11 +113,8 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
         })?;
     }
     if wanted("hooks") {
-        let directory = tempfile::tempdir()?;
-        let file = directory.path().join("rules.py");
-        std::fs::write(&file, RULES)?;
-        Command::new("chmod").args(["-R", "a+rX"]).arg(directory.path()).status()?;
-        let line = format!("routing_rules_py_module_file = {}", file.display());
+        let rules = Rules::new(RULES)?;
+        let line = rules.settings(&["routing_rules"]);
         let pair = [with("no hooks", "workers = 1"), with("regex table", "workers = 1")];
         compare("CPU \u{b5}s per transaction, hooks", plan, &pair, |subject| {
             let more = if subject.name == "no hooks" { "" } else { &line };
@@ -224,18 +220,7 @@ fn idle(subject: &Subject, server: &Postgres) -> io::Result<f64> {
     let before = pooler.resident()?;
     let mut clients = Vec::new();
     for _ in 0..IDLE_CLIENTS {
-        let mut stream = TcpStream::connect(("127.0.0.1", pooler.port))?;
-        stream.write_all(b"\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0")?;
-        let mut answer = Vec::new();
-        // The welcome ends with ReadyForQuery: its last byte is the status.
-        while !answer.ends_with(b"Z\0\0\0\x05I") {
-            let mut chunk = [0; 4096];
-            match stream.read(&mut chunk)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => answer.extend_from_slice(&chunk[..count]),
-            }
-        }
-        clients.push(stream);
+        clients.push(Client::connect(pooler.port, "postgres")?);
     }
     let after = pooler.resident()?;
     Ok((after.saturating_sub(before)) as f64 / clients.len() as f64)

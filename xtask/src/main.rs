@@ -2,6 +2,7 @@
 //! checks of our own conventions that no lint knows.
 
 mod bench;
+mod demo;
 mod packages;
 mod switchover;
 mod test;
@@ -22,6 +23,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Starts real servers and the pooler and shows what it does, with figures.
+    Demo {
+        /// Leaves everything running and tells how to use it.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Runs every check: format, lints, tidy, all tests with a real PostgreSQL.
     Test,
     /// Checks conventions.
@@ -50,6 +57,7 @@ fn root() -> PathBuf {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
+        Task::Demo { keep } => demo::run(&root(), keep),
         Task::Test => test::run(&root()),
         Task::Tidy => tidy::run(&root()),
         Task::Bench { scenarios, pooler, seconds, rounds } => {

@@ -12,6 +12,15 @@ pub(crate) fn postgres() -> Result<(), String> {
     switchyard_testkit::programs().map(drop).map_err(|_| "PostgreSQL is not installed".into())
 }
 
+/// Makes sure that Python is there, which runs the hooks.
+pub(crate) fn python() -> Result<(), String> {
+    if runs("python3") { Ok(()) } else { install(&["python3"]) }
+}
+
+fn runs(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
 fn install(names: &[&str]) -> Result<(), String> {
     let wanted = names.join(" ");
     if !Path::new("/usr/bin/apt-get").exists() {

@@ -1,9 +1,13 @@
 //! Real PostgreSQL servers and poolers in front of them, driven from outside: programs, files and
 //! sockets only. For tests and benchmarks; everything started here ends with its value.
 
+mod client;
+mod cluster;
 mod pooler;
 mod postgres;
+mod rules;
 mod session;
+mod writers;
 
 use std::io;
 use std::net::TcpListener;
@@ -11,9 +15,13 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+pub use client::Client;
+pub use cluster::{Change, Cluster};
 pub use pooler::Pooler;
 pub use postgres::{Postgres, programs};
+pub use rules::Rules;
 pub use session::Session;
+pub use writers::{Cost, Writers};
 
 /// Unprivileged user that servers run as when we are root, which PostgreSQL refuses.
 pub(crate) const USER: &str = "postgres";
@@ -55,7 +63,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> io::Result<()> 
         if start.elapsed() > PATIENCE {
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no {what}")));
         }
-        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(1));
     }
     Ok(())
 }

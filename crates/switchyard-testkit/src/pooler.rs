@@ -1,7 +1,9 @@
 //! A pooler that reads a pgbouncer.ini: ours or another one.
 
+use std::fs::File;
 use std::io;
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -44,7 +46,12 @@ impl Pooler {
         std::fs::write(directory.path().join("users"), users)?;
         let mut command = unprivileged(program);
         command.arg("-q").arg(directory.path().join("pooler.ini"));
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        // A group of its own: Ctrl-C at a terminal is for the one who started it.
+        command.process_group(0);
+        // Whoever reads our own output must not wait for the pooler's end.
+        let errors = File::create(directory.path().join("stderr"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+        let child = command.spawn()?;
         let pooler = Pooler { port, child, directory };
         wait_until("pooler", || TcpStream::connect(("127.0.0.1", port)).is_ok())?;
         Ok(pooler)
@@ -53,6 +60,11 @@ impl Pooler {
     /// The ini file.
     pub fn ini(&self) -> PathBuf {
         self.directory.path().join("pooler.ini")
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The log so far.

@@ -1,6 +1,7 @@
 //! A PostgreSQL server in a temporary directory.
 
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -60,6 +61,22 @@ impl Postgres {
         Ok(server)
     }
 
+    /// Makes this server, ended or a standby, a standby of `writer`.
+    pub fn follow(&self, writer: &Postgres) -> io::Result<()> {
+        let conninfo = format!("host=127.0.0.1 port={} user=postgres", writer.port);
+        let running = self.data().join("postmaster.pid").exists();
+        if running {
+            self.sql(&format!("alter system set primary_conninfo = '{conninfo}'"))?;
+            return self.sql("select pg_reload_conf()").map(drop);
+        }
+        let (settings, signal) =
+            (self.data().join("postgresql.auto.conf"), self.data().join("standby.signal"));
+        let mut file = OpenOptions::new().append(true).open(settings)?;
+        writeln!(file, "primary_conninfo = '{conninfo}'")?;
+        run(unprivileged(Path::new("touch")).arg(signal))?;
+        self.launch()
+    }
+
     /// Makes a standby the writer.
     pub fn promote(&self) -> io::Result<()> {
         run(self.control()?.arg("promote")).map(drop)
@@ -67,9 +84,13 @@ impl Postgres {
 
     /// Ends the postmaster with SIGKILL; its children follow by themselves.
     pub fn kill(&self) -> io::Result<()> {
-        let pid = std::fs::read_to_string(self.data().join("postmaster.pid"))?;
-        let pid = pid.lines().next().unwrap_or_default().to_owned();
-        run(Command::new("kill").args(["-9", &pid])).map(drop)
+        run(Command::new("kill").args(["-9", &self.pid()?])).map(drop)
+    }
+
+    /// Process id of the postmaster.
+    pub fn pid(&self) -> io::Result<String> {
+        let file = std::fs::read_to_string(self.data().join("postmaster.pid"))?;
+        Ok(file.lines().next().unwrap_or_default().to_owned())
     }
 
     fn data(&self) -> PathBuf {
@@ -89,7 +110,8 @@ impl Postgres {
     /// Starts it (again).
     pub fn launch(&self) -> io::Result<()> {
         let options = format!(
-            "-p {} -k {} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200",
+            "-p {} -k {} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200 \
+             -c wal_retrieve_retry_interval=100ms",
             self.port,
             self.directory.path().display()
         );
@@ -101,7 +123,7 @@ impl Postgres {
         run(self.control()?.args(["-m", mode, "stop"])).map(drop)
     }
 
-    /// Directory of its unix socket.
+    /// Directory of its unix socket, its data and its log.
     pub fn socket_dir(&self) -> &Path {
         self.directory.path()
     }
