@@ -235,7 +235,7 @@ settings! {
     log_stats: bool, Some("1"), Some("1"), Run, Active;
     logfile: String, Some(""), Some(""), Run, Active;
     login_notify_message: String, Some(""), Some(""), Run, Active;
-    lost_transaction: Option<LostTransaction>, None, None, Run, Inert;
+    lost_transaction: Option<LostTransaction>, None, None, Run, Active;
     max_client_conn: i64, Some("100"), Some("100"), Run, Active;
     max_db_client_connections: i64, Some("0"), Some("0"), Run, Active;
     max_db_connections: i64, Some("0"), Some("0"), Run, Inert;

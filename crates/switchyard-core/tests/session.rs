@@ -1,7 +1,7 @@
 //! Any chunking of a client's stream gives the same bytes to its server and to itself.
 
 use proptest::prelude::*;
-use switchyard_core::client::session::{Flow, Hooking, Rules, Session, Stop, Tracking};
+use switchyard_core::client::session::{Flow, Hooking, Loyalty, Rules, Session, Stop, Tracking};
 use switchyard_core::params::{Params, Tracked};
 use switchyard_core::prepared::Registry;
 use switchyard_core::server::link::Link;
@@ -73,6 +73,7 @@ fn run(stream: &[u8], cuts: &[usize], tracking: Tracking) -> (Vec<u8>, Vec<u8>, 
     let rules = Rules {
         tracking,
         hooking: Hooking::Off,
+        loyalty: Loyalty::Stays,
         message_max: 1 << 20,
         registry: &registry,
         outstanding_max: 1000,

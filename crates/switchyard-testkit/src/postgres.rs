@@ -111,7 +111,7 @@ impl Postgres {
     pub fn launch(&self) -> io::Result<()> {
         let options = format!(
             "-p {} -k {} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200 \
-             -c wal_retrieve_retry_interval=100ms",
+             -c wal_retrieve_retry_interval=100ms -c wal_keep_size=128MB",
             self.port,
             self.directory.path().display()
         );

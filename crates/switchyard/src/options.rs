@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
 use switchyard_auth::userlist;
-use switchyard_config::value::{Fencing as ConfigFencing, Value as _};
-use switchyard_config::{AuthType, Config, Database};
+use switchyard_config::value::{Fencing as ConfigFencing, LostTransaction, Value as _};
+use switchyard_config::{AuthType, Config, Database, PoolMode};
+use switchyard_core::client::session::Loyalty;
 use switchyard_core::ids::LaneId;
 use switchyard_core::params::Tracked;
 use switchyard_core::pool::{
@@ -212,6 +213,12 @@ pub fn set_rules(snapshot: &Snapshot, definition: &Database, pool: &SharedPool) 
     let prepared = snapshot.config.settings.max_prepared_statements;
     let mode = snapshot.pool_mode(definition, &pool.user);
     pool.set_rules(mode, usize::try_from(prepared).unwrap_or(0));
+    let own = definition.other("lost_transaction").and_then(LostTransaction::parse);
+    let wish = own.or(snapshot.config.settings.lost_transaction);
+    let stays = definition.topology_query.is_some()
+        && mode != PoolMode::Session
+        && wish != Some(LostTransaction::Disconnect);
+    pool.set_loyalty(if stays { Loyalty::Stays } else { Loyalty::Leaves });
 }
 
 /// Printable characters of fresh randomness.

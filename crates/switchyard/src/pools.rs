@@ -4,13 +4,14 @@
 //! input or output. What has to be done afterwards comes back as orders.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
 use switchyard_auth::scram::Keys;
 use switchyard_config::PoolMode;
+use switchyard_core::client::session::Loyalty;
 use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
 use switchyard_core::params::Params;
 use switchyard_core::pool::{Effect, OpenFailure, Pool};
@@ -38,6 +39,7 @@ pub struct SharedPool {
     pub stats: Box<[Stats]>,
     mode: AtomicU8,
     prepared: AtomicUsize,
+    stays: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -140,6 +142,7 @@ impl SharedPool {
             stats: (0..workers).map(|_| Stats::default()).collect(),
             mode: AtomicU8::new(0),
             prepared: AtomicUsize::new(0),
+            stays: AtomicBool::new(false),
             inner: Mutex::new(inner),
         }
     }
@@ -153,6 +156,17 @@ impl SharedPool {
         };
         self.mode.store(code, Ordering::Relaxed);
         self.prepared.store(prepared, Ordering::Relaxed);
+    }
+
+    /// Sets what becomes of a client whose server is lost.
+    pub fn set_loyalty(&self, loyalty: Loyalty) {
+        self.stays.store(loyalty == Loyalty::Stays, Ordering::Relaxed);
+    }
+
+    /// What becomes of a client whose server is lost in the middle of its work.
+    #[inline]
+    pub fn loyalty(&self) -> Loyalty {
+        if self.stays.load(Ordering::Relaxed) { Loyalty::Stays } else { Loyalty::Leaves }
     }
 
     /// When a server goes back.

@@ -1,6 +1,7 @@
 //! The client side: first packets, login, and the session.
 
 pub mod login;
+pub mod lost;
 pub mod pipeline;
 pub mod session;
 pub mod startup;

@@ -5,94 +5,19 @@
 //! (what is owed), the statement names and the parameters, and keeps no counter of its own.
 //! Invariant: any chunking of a stream gives the same messages to the same servers.
 
-use std::ops::Range;
+mod terms;
 
 use switchyard_wire::tag::frontend;
 use switchyard_wire::{build, frame, read};
 
-use crate::batch::Batch;
+use crate::client::lost::{Lost, Owed};
 use crate::client::pipeline::Predicted;
 use crate::params::{self, Params, Tracked};
-use crate::prepared::{ClientStatements, Registry};
+use crate::prepared::ClientStatements;
 use crate::server::link::{Link, LinkedClient};
 use crate::server::request::{HiddenQuery, NamedParse, Request};
 
-/// Whether named statements are followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tracking {
-    /// Names pass unchanged.
-    Off,
-    /// Names are mapped; so many statements per server.
-    On(usize),
-}
-
-/// Whether queries are shown to hooks first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hooking {
-    /// No.
-    Off,
-    /// Each Query and Parse needs an approval.
-    On,
-}
-
-/// What the session has to know of settings.
-#[derive(Clone, Debug)]
-pub struct Rules<'a> {
-    /// Named statements.
-    pub tracking: Tracking,
-    /// Hooks.
-    pub hooking: Hooking,
-    /// `max_packet_size` in bytes.
-    pub message_max: usize,
-    /// Texts of statements.
-    pub registry: &'a Registry,
-    /// Requests that may be unanswered before the client has to wait.
-    pub outstanding_max: usize,
-}
-
-/// Where the bytes of a turn go.
-#[derive(Debug, Default)]
-pub struct Flow {
-    /// To the linked server.
-    pub server: Batch,
-    /// To the client.
-    pub client: Vec<u8>,
-}
-
-/// Why `advance` came back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// Everything usable was used; more bytes are needed.
-    More,
-    /// The next message needs a server.
-    NeedServer,
-    /// Too many requests are unanswered.
-    Full,
-    /// The hooks have to judge the next message, whose query text is here.
-    Ask(Range<usize>),
-    /// The client said good-bye.
-    Terminate,
-    /// The client must be closed.
-    Close(Refusal),
-}
-
-/// Why a client must be closed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Reason in the log and text of the FATAL.
-    pub reason: String,
-    /// ERROR line that comes first.
-    pub cause: Option<String>,
-}
-
-/// The hooks' decision about the message at the head of the stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Approval {
-    /// As the client sent it.
-    Unchanged,
-    /// With this text instead.
-    Text(Vec<u8>),
-}
+pub use terms::{Approval, Flow, Hooking, Loyalty, Refusal, Rules, Stop, Tracking};
 
 /// A message of which only a part was passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +40,7 @@ pub struct Session {
     partial: Partial,
     approval: Option<Box<Approval>>,
     predicted: Predicted,
+    lost: Lost,
 }
 
 /// Longest names that are waited for, in bytes.
@@ -146,6 +72,7 @@ impl Session {
             partial: Partial { left: 0, to: Destination::Nowhere },
             approval: None,
             predicted: Predicted::AsReported,
+            lost: Lost::default(),
         }
     }
 
@@ -175,6 +102,7 @@ impl Session {
             let m = Message { head, at, input };
             let step = match link.as_deref_mut() {
                 Some(link) => self.linked(link, m, flow, rules),
+                None if self.lost.is_playing() => self.play(m, flow),
                 None => self.unlinked(m, flow, rules),
             };
             match step {
@@ -191,6 +119,20 @@ impl Session {
         }
         self.partial.left -= take;
         take
+    }
+
+    /// A message of a client whose server was lost.
+    fn play(&mut self, m: Message<'_>, flow: &mut Flow) -> Stopped {
+        if m.head.tag == frontend::TERMINATE {
+            return Err(Stop::Terminate);
+        }
+        let body = match whole(&m) {
+            Ok(body) => body,
+            Err(_) if m.there() > NAMES_MAX => &[],
+            Err(stop) => return Err(stop),
+        };
+        self.lost.play(m.head.tag, body, &mut self.statements, &mut flow.client);
+        Ok(self.pass(m, Destination::Nowhere, flow))
     }
 
     /// A message of a client without a server.
@@ -232,11 +174,14 @@ impl Session {
         if link.outstanding().len() >= rules.outstanding_max {
             return Err(Stop::Full);
         }
+        if m.head.tag != frontend::QUERY {
+            self.lost.more();
+        }
         match m.head.tag {
             frontend::QUERY | frontend::PARSE if self.must_ask(rules) => {
                 return Err(question(&m)?);
             }
-            frontend::QUERY => return self.query(link, m, flow),
+            frontend::QUERY => return self.query(link, m, flow, rules),
             frontend::TERMINATE => return Err(Stop::Terminate),
             frontend::COPY_DONE | frontend::COPY_FAIL => link.sent_copy_end(),
             frontend::COPY_DATA | frontend::FLUSH => {}
@@ -265,8 +210,21 @@ impl Session {
     }
 
     #[inline]
-    fn query(&mut self, link: &mut Link, m: Message<'_>, flow: &mut Flow) -> Stopped {
+    fn query(
+        &mut self,
+        link: &mut Link,
+        m: Message<'_>,
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> Stopped {
         let approval = self.approval.take();
+        if rules.loyalty == Loyalty::Stays {
+            match (whole(&m), approval.as_deref()) {
+                (Ok(_), Some(Approval::Text(text))) => self.remember(link, text),
+                (Ok(text), _) => self.remember(link, &text[..text.len().saturating_sub(1)]),
+                (Err(_), _) => self.lost.unknown(),
+            }
+        }
         if let Some(approval) = &approval {
             let text = whole(&m)?;
             self.predicted = self.predicted.after(text);
@@ -287,6 +245,12 @@ impl Session {
         flow: &mut Flow,
         rules: &Rules<'_>,
     ) -> Stopped {
+        if rules.loyalty == Loyalty::Stays {
+            match whole(&m).ok().and_then(read::parse) {
+                Some(parse) => self.lost.statement(parse.sql),
+                None => self.lost.unknown(),
+            }
+        }
         let unnamed = m.input.get(m.at + frame::HEADER) == Some(&0);
         let untracked = unnamed || rules.tracking == Tracking::Off;
         let approval = self.approval.take();
@@ -372,6 +336,7 @@ impl Session {
         rules: &Rules<'_>,
     ) -> Stopped {
         let Tracking::On(limit) = rules.tracking else {
+            self.lost.unknown();
             link.sent(Request::Bind);
             return Ok(self.pass(m, Destination::Server, flow));
         };
@@ -386,6 +351,7 @@ impl Session {
             return Ok(self.pass(m, Destination::Server, flow));
         }
         let statement = self.require(link, name, limit, m.input, flow)?;
+        self.lost.statement(statement.sql());
         link.sent(Request::Bind);
         let len = m.head.len - 1 - name.len() + statement.name().len();
         flow.server.inject(m.input, |out| {
@@ -457,6 +423,12 @@ impl Session {
         Ok(statement)
     }
 
+    /// Notes a query in case its server is lost.
+    fn remember(&mut self, link: &Link, sql: &[u8]) {
+        self.lost.query(sql, link.status(), link.outstanding().len());
+        self.predicted = self.predicted.after(sql);
+    }
+
     fn must_ask(&self, rules: &Rules<'_>) -> bool {
         rules.hooking == Hooking::On && self.approval.is_none()
     }
@@ -467,10 +439,16 @@ impl Session {
     /// A server was given to the client: puts the SET for its parameters in front. Answers the
     /// statement, for the log.
     pub fn link(&mut self, link: &mut Link, tracked: &Tracked, flow: &mut Flow) -> Option<Vec<u8>> {
-        let sql = params::difference(tracked, &self.params, link.params_mut())?;
-        flow.server.inject(&[], |out| build::query(out, &sql));
-        link.sent(Request::Hidden(HiddenQuery::Parameters));
-        Some(sql)
+        let sql = params::difference(tracked, &self.params, link.params_mut());
+        if let Some(sql) = &sql {
+            flow.server.inject(&[], |out| build::query(out, sql));
+            link.sent(Request::Hidden(HiddenQuery::Parameters));
+        }
+        if let Some(begin) = self.lost.again() {
+            flow.server.inject(&[], |out| build::query(out, &begin));
+            link.sent(Request::Hidden(HiddenQuery::Begin));
+        }
+        sql
     }
 
     /// The hooks have judged the message at the head of the stream.
@@ -480,13 +458,14 @@ impl Session {
 
     /// Everything sent was answered: the server's word counts again.
     pub fn settled(&mut self) {
+        self.lost.settled();
         self.predicted = Predicted::AsReported;
     }
 
     /// Whether the next message is inside a transaction block.
     pub fn in_transaction(&self, link: Option<&Link>) -> bool {
         let status = link.map_or(crate::server::link::Status::Idle, Link::status);
-        self.predicted.in_transaction(status)
+        self.lost.is_inside() || self.predicted.in_transaction(status)
     }
 
     /// Whether a message was passed on in part only.
@@ -511,9 +490,12 @@ impl Session {
         self.statements.len()
     }
 
-    /// The server of a half-sent message is gone: the rest of the message goes nowhere.
-    pub fn drop_partial(&mut self) {
+    /// The server is gone and the client stays: writes to `out` what it is told now. The rest of a
+    /// half-sent message goes nowhere.
+    pub fn lose(&mut self, owed: Owed, out: &mut Vec<u8>) {
         self.partial.to = Destination::Nowhere;
+        let predicted = std::mem::take(&mut self.predicted);
+        self.lost.lose(owed, predicted, out);
     }
 }
 

@@ -6,12 +6,16 @@
 //! Invariants: answers reach the asker in order; swallowed answers never leak; a server is free
 //! only with nothing outstanding and no half message under way.
 
+mod parting;
+
 use std::sync::Arc;
 
 use switchyard_wire::tag::backend;
 use switchyard_wire::{build, frame, read};
 
 use crate::batch::Batch;
+use crate::client::lost;
+use crate::client::session::Loyalty;
 use crate::params::{Params, Tracked};
 use crate::prepared::{ClientStatements, ServerStatements, Statement};
 use crate::server::request::{HiddenQuery, NamedParse, Outstanding, Request};
@@ -71,6 +75,8 @@ pub struct Link {
     partial: Partial,
     params: Params,
     statements: ServerStatements,
+    loyalty: Loyalty,
+    words: Option<Vec<u8>>,
 }
 
 /// The client side of a link, as far as answers change it.
@@ -124,6 +130,8 @@ impl Link {
             partial: Partial { left: 0, show: Show::No },
             params,
             statements: ServerStatements::default(),
+            loyalty: Loyalty::Leaves,
+            words: None,
         }
     }
 
@@ -195,7 +203,12 @@ impl Link {
             backend::READY_FOR_QUERY => self.ready(body, client, received),
             backend::PARAMETER_STATUS => self.parameter(body, tracked, client, received),
             backend::ERROR => {
-                received.signal = signal(body).or(received.signal);
+                let signal = signal(body);
+                received.signal = signal.or(received.signal);
+                if show == Show::Yes && self.keeps(signal, body) {
+                    self.words = Some(lost::softened(body));
+                    return Show::No;
+                }
                 self.error(client.as_deref_mut(), received);
                 note_unexpected(self, client.is_some(), tag, received);
             }
@@ -295,6 +308,9 @@ impl Link {
         match self.outstanding.front() {
             Some(Request::Hidden(HiddenQuery::Parameters)) => {
                 received.failure = Some("invalid server parameter");
+            }
+            Some(Request::Hidden(HiddenQuery::Begin)) => {
+                received.failure = Some("transaction could not be begun again");
             }
             Some(Request::Query | Request::Function | Request::Sync | Request::Hidden(_)) => {}
             Some(_) => {
@@ -510,10 +526,11 @@ impl Signal {
 /// Bytes of a message that must be there before it is looked at.
 fn wanted(head: frame::Frame) -> usize {
     match head.tag {
-        backend::READY_FOR_QUERY | backend::PARAMETER_STATUS | backend::COMMAND_COMPLETE => {
-            head.len.min(WHOLE_MAX)
-        }
-        backend::ERROR | backend::NOTICE => head.len.min(REPORT_PREFIX),
+        backend::READY_FOR_QUERY
+        | backend::PARAMETER_STATUS
+        | backend::COMMAND_COMPLETE
+        | backend::ERROR => head.len.min(WHOLE_MAX),
+        backend::NOTICE => head.len.min(REPORT_PREFIX),
         _ => frame::HEADER,
     }
 }

@@ -61,6 +61,8 @@ pub enum HiddenQuery {
     Check,
     /// connect_query.
     Connect,
+    /// The BEGIN of a client whose server was lost before anything else was sent.
+    Begin,
 }
 
 impl Request {

@@ -134,6 +134,7 @@ impl Worker {
         server.set_use(Use::Linked(key));
         let Stage::Session(session, _) = &mut client.stage else { return };
         let ServerStage::Ready(link, _) = &mut server.stage else { return };
+        link.set_loyalty(server.pool.loyalty());
         let set = session.link(link, &self.snapshot.tracked, &mut self.flow);
         if let Some(sql) = set.filter(|_| self.shared.log.enabled(Level::Debug)) {
             let text = String::from_utf8_lossy(&sql);
@@ -214,9 +215,10 @@ impl Worker {
         if server.output.send(&mut server.stream, &message).is_err() {
             let reason = match query {
                 HiddenQuery::Check => "test query failed",
-                HiddenQuery::Reset | HiddenQuery::Parameters | HiddenQuery::Connect => {
-                    "reset query failed"
-                }
+                HiddenQuery::Reset
+                | HiddenQuery::Parameters
+                | HiddenQuery::Connect
+                | HiddenQuery::Begin => "reset query failed",
             };
             self.server_failed(slot, reason);
         }

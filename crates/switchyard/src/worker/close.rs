@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use switchyard_core::client::session::Loyalty;
 use switchyard_core::pool::{OpenFailure, OpenFailureKind, Want};
 use switchyard_core::server::link::Status;
 use switchyard_core::switchover::probe::SignalKind;
@@ -16,9 +17,9 @@ use switchyard_wire::tag::frontend;
 use crate::entries::Entry;
 use crate::log::Level;
 use crate::snapshot::Logged;
-use crate::worker::Worker;
 use crate::worker::client::{Activity, Stage};
 use crate::worker::server::{Server, Stage as ServerStage, Use};
+use crate::worker::{Todo, Worker};
 
 /// The last word to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,6 +215,49 @@ impl Worker {
         pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
     }
 
+    /// A server connection has ended. A client in the middle of its work is told, and stays if it
+    /// may.
+    pub(super) fn server_lost(&mut self, slot: Key, reason: &str) {
+        let Some((key, told)) = self.part(slot) else { return self.server_failed(slot, reason) };
+        let Some(place) = self.servers.get(slot) else { return };
+        let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
+        if let Some(server) = &place.here {
+            self.shared.suspect(&pool, server.lane, SignalKind::Disconnected);
+        }
+        self.drop_server(slot, reason);
+        pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
+        if self.snapshot.log.pooler_errors == Logged::Yes {
+            let line = "pooler error: server connection lost during switchover";
+            self.log_client(key, Level::Warning, line);
+        }
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.set_activity(Activity::Idle);
+        client.query_since = None;
+        if let Some(place) = client.moving.take() {
+            client.place = Some(place);
+        }
+        match client.output.send(&mut client.stream, &told) {
+            Ok(()) if client.output.is_empty() => self.todo.push_back(Todo::Client(key)),
+            Ok(()) => self.watch_client(key, Watch::Both),
+            Err(_) => self.client_gone(key),
+        }
+    }
+
+    /// Separates a client that may stay from its lost server; answers it and what it is told.
+    fn part(&mut self, slot: Key) -> Option<(Key, Vec<u8>)> {
+        let server = self.servers.get_mut(slot)?.here.as_mut()?;
+        let key = server.client()?;
+        if server.pool.loyalty() == Loyalty::Leaves {
+            return None;
+        }
+        let client = self.clients.get_mut(key)?;
+        let Stage::Session(session, _) = &mut client.stage else { return None };
+        let owed = server.link()?.lose(session.linked_client())?;
+        let mut told = Vec::new();
+        session.lose(owed, &mut told);
+        Some((key, told))
+    }
+
     /// The roles of a cluster's nodes have changed: servers of a node that is not the writer any
     /// more and answers nothing, or as a standby, cannot finish what clients sent there to write.
     pub(super) fn fence(&mut self, entry: &Arc<Entry>) {
@@ -233,7 +277,7 @@ impl Worker {
             server.client().map(|_| key)
         });
         for key in servers.collect::<Vec<_>>() {
-            self.server_failed(key, "server conn crashed?");
+            self.server_lost(key, "server conn crashed?");
         }
     }
 

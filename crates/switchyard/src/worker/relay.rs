@@ -201,6 +201,7 @@ impl Worker {
         let rules = Rules {
             tracking: if prepared == 0 { Tracking::Off } else { Tracking::On(prepared) },
             hooking: if self.hooks.is_some() { Hooking::On } else { Hooking::Off },
+            loyalty: place.pool.loyalty(),
             message_max: self.snapshot.config.settings.max_packet_size as usize,
             registry: &self.shared.registry,
             outstanding_max: OUTSTANDING_MAX,
@@ -264,7 +265,7 @@ impl Worker {
             (Err(_), Some(slot)) => {
                 // The server may have said why before it went away.
                 self.read_server(slot);
-                self.server_failed(slot, "server connection closed");
+                self.server_lost(slot, "server connection closed");
                 self.clients.get(key).is_some()
             }
             (Ok(()), Some(slot)) if full => {
@@ -328,7 +329,7 @@ impl Worker {
             return;
         }
         if server.output.flush(&mut server.stream).is_err() {
-            return self.server_failed(key, "server connection closed");
+            return self.server_lost(key, "server connection closed");
         }
         if server.output.is_empty() {
             let client = server.client();
@@ -353,8 +354,9 @@ impl Worker {
             let count = match server.stream.recv(&mut self.scratch[kept..]) {
                 Recv::Bytes(count) => count,
                 Recv::Blocked => return self.give_back(key),
-                Recv::Eof => return self.server_failed(key, "server conn crashed?"),
-                Recv::Failed(_) => return self.server_failed(key, "server conn crashed?"),
+                Recv::Eof | Recv::Failed(_) => {
+                    return self.server_lost(key, "server conn crashed?");
+                }
             };
             server.input.clear();
             let scratch = std::mem::take(&mut self.scratch);

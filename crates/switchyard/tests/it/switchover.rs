@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use switchyard_testkit::{Pooler, Postgres, wait_until};
+use switchyard_testkit::{Client, Pooler, Postgres, wait_until};
 
 /// A writer with its nodes listed in a table, two standbys, and the pooler in front.
 fn cluster(settings: &str) -> io::Result<([Postgres; 3], Pooler)> {
@@ -84,5 +84,37 @@ fn a_restart_in_place_is_waited_for() -> io::Result<()> {
     let port = waiting.join().map_err(|_| io::Error::other("a panic"))?;
     assert_eq!(port?, first.port.to_string());
     assert!(started.elapsed() < Duration::from_secs(20));
+    Ok(())
+}
+
+#[test]
+fn a_client_in_a_transaction_stays_and_is_told_once() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let ([first, second, _third], pooler) = cluster("pool_mode = transaction")?;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        clients.push(Client::connect(pooler.port, "app")?);
+    }
+    let [writing, begun] = &mut clients[..] else { return Ok(()) };
+    writing.run("begin")?;
+    writing.run("insert into t values (1)")?;
+    begun.run("begin")?;
+
+    first.kill()?;
+    wait_until("hold", || pooler.log().is_ok_and(|log| log.contains("holding clients")))?;
+    let told = |client: &mut Client, sql: &str| client.run(sql).unwrap_err().to_string();
+    let text = told(writing, "insert into t values (2)");
+    assert_eq!(text, "08006 server connection lost during switchover");
+    assert!(told(writing, "insert into t values (3)").starts_with("25P02 "));
+    writing.run("rollback")?;
+
+    second.promote()?;
+    // Nothing had followed its BEGIN, so that its block is begun again.
+    assert_eq!(begun.run("select now() = statement_timestamp()")?, ["f"]);
+    begun.run("insert into t values (4)")?;
+    begun.run("commit")?;
+    assert_eq!(writing.run("select x, inet_server_port() from t")?, [format!("4|{}", second.port)]);
     Ok(())
 }

@@ -1,0 +1,94 @@
+//! What a session is told, and why it stops.
+
+use std::ops::Range;
+
+use crate::batch::Batch;
+use crate::prepared::Registry;
+
+/// Whether named statements are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// Names pass unchanged.
+    Off,
+    /// Names are mapped; so many statements per server.
+    On(usize),
+}
+
+/// Whether queries are shown to hooks first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hooking {
+    /// No.
+    Off,
+    /// Each Query and Parse needs an approval.
+    On,
+}
+
+/// What becomes of a client whose server is lost in the middle of its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loyalty {
+    /// It is closed.
+    Leaves,
+    /// It is told and stays.
+    Stays,
+}
+
+/// What the session has to know of settings.
+#[derive(Clone, Debug)]
+pub struct Rules<'a> {
+    /// Named statements.
+    pub tracking: Tracking,
+    /// Hooks.
+    pub hooking: Hooking,
+    /// Lost servers.
+    pub loyalty: Loyalty,
+    /// `max_packet_size` in bytes.
+    pub message_max: usize,
+    /// Texts of statements.
+    pub registry: &'a Registry,
+    /// Requests that may be unanswered before the client has to wait.
+    pub outstanding_max: usize,
+}
+
+/// Where the bytes of a turn go.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// To the linked server.
+    pub server: Batch,
+    /// To the client.
+    pub client: Vec<u8>,
+}
+
+/// Why `advance` came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Everything usable was used; more bytes are needed.
+    More,
+    /// The next message needs a server.
+    NeedServer,
+    /// Too many requests are unanswered.
+    Full,
+    /// The hooks have to judge the next message, whose query text is here.
+    Ask(Range<usize>),
+    /// The client said good-bye.
+    Terminate,
+    /// The client must be closed.
+    Close(Refusal),
+}
+
+/// Why a client must be closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Reason in the log and text of the FATAL.
+    pub reason: String,
+    /// ERROR line that comes first.
+    pub cause: Option<String>,
+}
+
+/// The hooks' decision about the message at the head of the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Approval {
+    /// As the client sent it.
+    Unchanged,
+    /// With this text instead.
+    Text(Vec<u8>),
+}
