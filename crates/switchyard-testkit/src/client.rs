@@ -3,6 +3,10 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
+
+/// Longest wait for an answer; a client that is held longer is stuck.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// A connection.
 #[derive(Debug)]
@@ -16,6 +20,7 @@ impl Client {
     pub fn connect(port: u16, database: &str) -> io::Result<Self> {
         let output = TcpStream::connect(("127.0.0.1", port))?;
         output.set_nodelay(true)?;
+        output.set_read_timeout(Some(LONGEST))?;
         let input = BufReader::new(output.try_clone()?);
         let mut body = b"\0\x03\0\0user\0postgres\0database\0".to_vec();
         body.extend_from_slice(database.as_bytes());

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Instant;
 
-use crate::{Client, Postgres};
+use crate::{Client, Postgres, wait_until};
 
 /// A running cluster. The table `nodes` lists its nodes for a topology query.
 #[derive(Debug)]
@@ -89,6 +89,13 @@ impl Cluster {
     fn promote(&mut self, old: usize) -> io::Result<Change> {
         let received = "select pg_last_wal_receive_lsn() - '0/0'::pg_lsn";
         let mut best = (0, old);
+        // What still sends of a killed writer may give one of them more after we have compared.
+        let streams = "select count(*) from pg_stat_wal_receiver where status = 'streaming'";
+        for (_, node) in self.nodes.iter().enumerate().filter(|(index, _)| *index != old) {
+            wait_until("end of the stream", || {
+                node.sql(streams).is_ok_and(|text| text.trim() == "0")
+            })?;
+        }
         for (index, node) in self.nodes.iter().enumerate().filter(|(index, _)| *index != old) {
             let position = node.sql(received)?.trim().parse::<u64>().unwrap_or(0);
             best = best.max((position, index));
