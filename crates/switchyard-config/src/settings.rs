@@ -273,11 +273,11 @@ settings! {
     rewrite_on_error: OnError, Some("pass"), Some("pass"), Run, Active;
     rewrite_query_disconnect_on_failure: bool, Some("false"), Some("false"), Run, Active;
     rewrite_query_py_module_file: String, Some("not_enabled"), Some("not_enabled"), Run, Active;
-    rewrite_query_tag: Tag, Some("off"), Some("off"), Run, Inert;
-    route_in_transaction: RouteInTransaction, Some("stay"), Some("stay"), Run, Inert;
+    rewrite_query_tag: Tag, Some("off"), Some("off"), Run, Active;
+    route_in_transaction: RouteInTransaction, Some("stay"), Some("stay"), Run, Active;
     route_none: RouteNone, Some("current"), Some("current"), Run, Active;
     route_on_error: OnError, Some("pass"), Some("pass"), Run, Active;
-    route_unknown: RouteUnknown, Some("stay"), Some("stay"), Run, Inert;
+    route_unknown: RouteUnknown, Some("stay"), Some("stay"), Run, Active;
     routing_rules_py_module_file: String, Some("not_enabled"), Some("not_enabled"), Run, Active;
     sbuf_loopcnt: i64, Some("5"), Some("5"), Run, Active;
     scram_iterations: i64, Some("4096"), Some("4096"), Run, Active;

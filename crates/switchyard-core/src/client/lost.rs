@@ -183,6 +183,13 @@ impl Lost {
         self.again.is_some() || self.play.as_ref().is_some_and(|play| play.status != Status::Idle)
     }
 
+    /// A message was refused that had no server: the rest of its group is skipped.
+    pub(super) fn skip(&mut self) {
+        let (status, unnamed) = (Status::Idle, Effect::Fails);
+        let play = Play { words: None, status, skipping: Group::Open, unnamed };
+        self.play = Some(Box::new(play));
+    }
+
     /// Answers a message of the client.
     pub(super) fn play(
         &mut self,

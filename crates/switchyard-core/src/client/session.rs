@@ -5,6 +5,7 @@
 //! (what is owed), the statement names and the parameters, and keeps no counter of its own.
 //! Invariant: any chunking of a stream gives the same messages to the same servers.
 
+mod message;
 mod terms;
 
 use switchyard_wire::tag::frontend;
@@ -15,9 +16,11 @@ use crate::client::pipeline::Predicted;
 use crate::params::{self, Params, Tracked};
 use crate::prepared::ClientStatements;
 use crate::server::link::{Link, LinkedClient};
-use crate::server::request::{HiddenQuery, NamedParse, Request};
+use crate::server::request::{HiddenQuery, NamedParse, Request, Turn};
 
-pub use terms::{Approval, Flow, Hooking, Loyalty, Refusal, Rules, Stop, Tracking};
+use message::{Message, is_request, question, refuse, unknown, whole};
+
+pub use terms::{Approval, Denial, Flow, Hooking, Loyalty, Refusal, Rules, Stop, Tracking};
 
 /// A message of which only a part was passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,28 +43,21 @@ pub struct Session {
     partial: Partial,
     approval: Option<Box<Approval>>,
     predicted: Predicted,
+    denied: Denied,
     lost: Lost,
+}
+
+/// Whether a server's client is in a group of which a message was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Denied {
+    No,
+    UpToSync,
 }
 
 /// Longest names that are waited for, in bytes.
 const NAMES_MAX: usize = 256 * 1024;
 
 type Stopped = Result<usize, Stop>;
-
-/// A message in the input: where it starts, and its head.
-#[derive(Clone, Copy, Debug)]
-struct Message<'a> {
-    head: frame::Frame,
-    at: usize,
-    input: &'a [u8],
-}
-
-impl Message<'_> {
-    /// Bytes of it that are there.
-    fn there(&self) -> usize {
-        self.head.len.min(self.input.len() - self.at)
-    }
-}
 
 impl Session {
     /// A client that has just been welcomed.
@@ -72,6 +68,7 @@ impl Session {
             partial: Partial { left: 0, to: Destination::Nowhere },
             approval: None,
             predicted: Predicted::AsReported,
+            denied: Denied::No,
             lost: Lost::default(),
         }
     }
@@ -158,6 +155,19 @@ impl Session {
                 }
             }
             frontend::QUERY | frontend::PARSE if self.must_ask(rules) => Err(question(&m)?),
+            frontend::QUERY | frontend::PARSE if self.is_denied() => {
+                whole(&m)?;
+                if let Some(denial) = self.denial() {
+                    flow.client.extend_from_slice(&denial.error);
+                }
+                if m.head.tag == frontend::QUERY {
+                    let status = if self.lost.is_inside() { b'T' } else { b'I' };
+                    build::ready_for_query(&mut flow.client, status);
+                } else {
+                    self.lost.skip();
+                }
+                Ok(self.pass(m, Destination::Nowhere, flow))
+            }
             tag if is_request(tag) => Err(Stop::NeedServer),
             tag => Err(unknown(tag)),
         }
@@ -177,9 +187,18 @@ impl Session {
         if m.head.tag != frontend::QUERY {
             self.lost.more();
         }
+        if self.denied == Denied::UpToSync {
+            if m.head.tag != frontend::SYNC {
+                return Ok(self.pass(m, Destination::Nowhere, flow));
+            }
+            self.denied = Denied::No;
+        }
         match m.head.tag {
             frontend::QUERY | frontend::PARSE if self.must_ask(rules) => {
                 return Err(question(&m)?);
+            }
+            frontend::QUERY | frontend::PARSE if self.is_denied() => {
+                return self.deny(link, m, flow);
             }
             frontend::QUERY => return self.query(link, m, flow, rules),
             frontend::TERMINATE => return Err(Stop::Terminate),
@@ -196,6 +215,34 @@ impl Session {
             tag => return Err(unknown(tag)),
         }
         Ok(self.pass(m, Destination::Server, flow))
+    }
+
+    /// A message that the hooks have refused: its error has its place in the order of answers.
+    fn deny(&mut self, link: &mut Link, m: Message<'_>, flow: &mut Flow) -> Stopped {
+        whole(&m)?;
+        let Some(Denial { error, instead }) = self.denial() else { return Ok(0) };
+        if let Some(sql) = instead {
+            flow.server.inject(m.input, |out| build::query(out, sql));
+            link.sent(Request::Hidden(HiddenQuery::Instead));
+        }
+        let turn = if m.head.tag == frontend::QUERY { Turn::Ended } else { Turn::Open };
+        if turn == Turn::Open {
+            self.denied = Denied::UpToSync;
+        }
+        link.refuse(error, turn, &mut flow.client);
+        Ok(self.pass(m, Destination::Nowhere, flow))
+    }
+
+    /// Whether the message at the head of the stream was refused and not yet answered.
+    pub fn is_denied(&self) -> bool {
+        matches!(self.approval.as_deref(), Some(Approval::Refused(_)))
+    }
+
+    fn denial(&mut self) -> Option<Denial> {
+        match *self.approval.take()? {
+            Approval::Refused(denial) => Some(denial),
+            Approval::Unchanged | Approval::Text(_) => None,
+        }
     }
 
     /// Passes a message on, as far as it is there.
@@ -275,7 +322,7 @@ impl Session {
         };
         let sql = match approval.as_deref() {
             Some(Approval::Text(text)) => text,
-            Some(Approval::Unchanged) | None => parse.sql,
+            Some(Approval::Unchanged | Approval::Refused(_)) | None => parse.sql,
         };
         if approval.is_some() {
             self.predicted = self.predicted.after(sql);
@@ -312,9 +359,7 @@ impl Session {
         self.statements.define(parse.name, statement.clone());
         let name: Box<[u8]> = parse.name.into();
         if link.has_statement(&statement) {
-            link.answer_locally(Request::LocalParse(name), |tag| {
-                build::empty(&mut flow.client, tag);
-            });
+            link.answer_locally(Request::LocalParse(name), &mut flow.client);
             return Ok(());
         }
         flow.server.inject(input, |out| {
@@ -386,7 +431,7 @@ impl Session {
         };
         if closing {
             self.statements.remove(name);
-            link.answer_locally(Request::LocalClose, |tag| build::empty(&mut flow.client, tag));
+            link.answer_locally(Request::LocalClose, &mut flow.client);
             return Ok(m.head.len);
         }
         let statement = self.require(link, name, tracked, m.input, flow)?;
@@ -510,46 +555,4 @@ fn add_statement(
         flow.server.inject(input, |out| build::close(out, b'S', evicted.name()));
         link.sent(Request::HiddenClose(evicted));
     }
-}
-
-/// The body of a message that has to be there whole.
-fn whole<'a>(m: &Message<'a>) -> Result<&'a [u8], Stop> {
-    m.input.get(m.at + frame::HEADER..m.at + m.head.len).ok_or(Stop::More)
-}
-
-/// The question to the hooks about a Query or Parse: where its text is.
-fn question(m: &Message<'_>) -> Result<Stop, Stop> {
-    let body = whole(m)?;
-    let start = m.at + frame::HEADER;
-    if m.head.tag == frontend::QUERY {
-        let Some((sql, _)) = read::cstr(body) else { return Err(refuse("bad packet", None)) };
-        return Ok(Stop::Ask(start..start + sql.len()));
-    }
-    let Some(parse) = read::parse(body) else { return Err(refuse("broken Parse packet", None)) };
-    let start = start + parse.name.len() + 1;
-    Ok(Stop::Ask(start..start + parse.sql.len()))
-}
-
-fn is_request(tag: u8) -> bool {
-    matches!(
-        tag,
-        frontend::QUERY
-            | frontend::PARSE
-            | frontend::BIND
-            | frontend::DESCRIBE
-            | frontend::EXECUTE
-            | frontend::CLOSE
-            | frontend::FUNCTION_CALL
-            | frontend::SYNC
-            | frontend::FLUSH
-    )
-}
-
-fn unknown(tag: u8) -> Stop {
-    let cause = format!("unknown pkt from client: {tag}/0x{tag:x}");
-    refuse("unknown pkt", Some(cause))
-}
-
-fn refuse(reason: impl Into<String>, cause: Option<String>) -> Stop {
-    Stop::Close(Refusal { reason: reason.into(), cause })
 }

@@ -8,6 +8,8 @@
 
 mod parting;
 
+use parting::unregister;
+
 use std::sync::Arc;
 
 use switchyard_wire::tag::backend;
@@ -18,7 +20,7 @@ use crate::client::lost;
 use crate::client::session::Loyalty;
 use crate::params::{Params, Tracked};
 use crate::prepared::{ClientStatements, ServerStatements, Statement};
-use crate::server::request::{HiddenQuery, NamedParse, Outstanding, Request};
+use crate::server::request::{HiddenQuery, Outstanding, Request, Turn};
 
 /// Transaction status of ReadyForQuery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,17 @@ pub enum Status {
     Block,
     /// `E`: inside a failed block.
     Failed,
+}
+
+impl Status {
+    /// The byte of ReadyForQuery.
+    pub fn code(self) -> u8 {
+        match self {
+            Status::Idle => b'I',
+            Status::Block => b'T',
+            Status::Failed => b'E',
+        }
+    }
 }
 
 /// COPY from the client.
@@ -173,7 +186,7 @@ impl Link {
             }
             at += there;
             self.partial = Partial { left: head.len - there, show };
-            self.settle(|tag| out.inject(input, |bytes| build::empty(bytes, tag)));
+            self.settle(|answer| out.inject(input, |bytes| bytes.extend_from_slice(answer)));
         }
         received.consumed = at;
         received
@@ -354,16 +367,26 @@ impl Link {
         }
     }
 
-    /// Makes up the answers whose turn has come.
-    fn settle(&mut self, mut answer: impl FnMut(u8)) {
+    /// Makes up the answers whose turn has come; each is given to `answer` whole.
+    fn settle(&mut self, mut answer: impl FnMut(&[u8])) {
+        let mut bytes = Vec::new();
         loop {
             match self.outstanding.front() {
-                Some(Request::LocalParse(_)) => answer(backend::PARSE_COMPLETE),
-                Some(Request::LocalClose) => answer(backend::CLOSE_COMPLETE),
+                Some(Request::LocalParse(_)) => build::empty(&mut bytes, backend::PARSE_COMPLETE),
+                Some(Request::LocalClose) => build::empty(&mut bytes, backend::CLOSE_COMPLETE),
+                Some(Request::Refused(error, turn)) => {
+                    bytes.extend_from_slice(error);
+                    if *turn == Turn::Ended {
+                        build::ready_for_query(&mut bytes, self.status.code());
+                    }
+                }
                 Some(Request::CopyEnd) => {}
-                _ => return,
+                _ => break,
             }
             self.outstanding.pop();
+        }
+        if !bytes.is_empty() {
+            answer(&bytes);
         }
     }
 
@@ -408,11 +431,16 @@ impl Link {
         self.copy = Copy::Off;
     }
 
-    /// A request that the pooler answers itself, in its place in the order of answers. `answer`
-    /// is called with the type of each answer that can be given at once.
-    pub fn answer_locally(&mut self, request: Request, answer: impl FnMut(u8)) {
+    /// A request that the pooler answers itself, in its place in the order of answers. What can
+    /// be answered at once is appended to `out`.
+    pub fn answer_locally(&mut self, request: Request, out: &mut Vec<u8>) {
         self.sent(request);
-        self.settle(answer);
+        self.settle(|answer| out.extend_from_slice(answer));
+    }
+
+    /// A message is refused with this ErrorResponse.
+    pub fn refuse(&mut self, error: Vec<u8>, turn: Turn, out: &mut Vec<u8>) {
+        self.answer_locally(Request::Refused(error.into(), turn), out);
     }
 
     /// Registers a statement that is being prepared; answers those to close in exchange.
@@ -444,7 +472,7 @@ impl Link {
     /// Whether what was sent ends with the end of a group: no part of one is at the server.
     pub fn ends_with_group(&self) -> bool {
         let last = self.outstanding.last();
-        let ended = last.is_none_or(Request::ends_with_ready);
+        let ended = last.is_none_or(Request::ends_group);
         ended && self.group == Group::Running && self.copy == Copy::Off
     }
 
@@ -544,42 +572,5 @@ fn signal(body: &[u8]) -> Option<Signal> {
 fn note_unexpected(link: &Link, linked: bool, tag: u8, received: &mut Received) {
     if !linked && link.outstanding.is_empty() {
         received.unexpected = Some(tag);
-    }
-}
-
-/// A request that the server skipped: what it would have registered does not exist.
-fn unregister(
-    statements: &mut ServerStatements,
-    client: Option<&mut ClientStatements>,
-    request: Request,
-) {
-    match request {
-        Request::Parse(Some(parse)) => {
-            let NamedParse { name, statement } = *parse;
-            statements.remove(&statement);
-            if let Some(client) = client {
-                client.remove(&name);
-            }
-        }
-        Request::HiddenParse(statement) => statements.remove(&statement),
-        Request::LocalParse(name) => {
-            if let Some(client) = client {
-                client.remove(&name);
-            }
-        }
-        Request::HiddenClose(statement) => {
-            statements.add(statement, usize::MAX);
-        }
-        Request::Query
-        | Request::Function
-        | Request::Sync
-        | Request::Parse(None)
-        | Request::Bind
-        | Request::Describe
-        | Request::Execute
-        | Request::Close
-        | Request::LocalClose
-        | Request::CopyEnd
-        | Request::Hidden(_) => {}
     }
 }

@@ -35,6 +35,8 @@ pub enum Request {
     LocalParse(Box<[u8]>),
     /// The pooler answers a Close itself.
     LocalClose,
+    /// The pooler refuses a message: this ErrorResponse, and ReadyForQuery if the turn ends.
+    Refused(Box<[u8]>, Turn),
     /// The client ended a COPY that it had not been asked for when this was sent.
     CopyEnd,
     /// A query of the pooler's own; all of its answer is swallowed.
@@ -61,11 +63,27 @@ pub enum HiddenQuery {
     Check,
     /// connect_query.
     Connect,
+    /// What a server runs in place of a message that was refused.
+    Instead,
     /// The BEGIN of a client whose server was lost before anything else was sent.
     Begin,
 }
 
+/// Whether an answer ends with ReadyForQuery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It does.
+    Ended,
+    /// The group goes on.
+    Open,
+}
+
 impl Request {
+    /// Whether the client may send anything next without being in the middle of a group.
+    pub fn ends_group(&self) -> bool {
+        self.ends_with_ready() || matches!(self, Request::Refused(_, Turn::Ended))
+    }
+
     /// Whether the client must not see any of the answer.
     #[inline]
     pub fn is_hidden_query(&self) -> bool {

@@ -218,7 +218,8 @@ impl Worker {
                 HiddenQuery::Reset
                 | HiddenQuery::Parameters
                 | HiddenQuery::Connect
-                | HiddenQuery::Begin => "reset query failed",
+                | HiddenQuery::Begin
+                | HiddenQuery::Instead => "reset query failed",
             };
             self.server_failed(slot, reason);
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use switchyard_testkit::{Pooler, Postgres, wait_until};
+use switchyard_testkit::{Client, Pooler, Postgres, wait_until};
 
 const ROUTES: &str = r#"
 import re, time
@@ -27,6 +27,8 @@ import re
 def rewrite_query(username, query):
     if re.match(r'select .* from fact join dim', query):
         return "select 'joined before'"
+    if 'no rewrite' in query:
+        raise ValueError('no rewrite')
     return query
 "#;
 
@@ -154,4 +156,53 @@ def routing_rules(user, query, busy):
     wait_until("warning", || {
         lab.pooler.log().is_ok_and(|log| log.contains("routing_rules failed: "))
     })
+}
+
+fn refusal(client: &mut Client, sql: &str) -> String {
+    client.run(sql).map_or_else(|error| error.to_string(), |rows| rows.join(" "))
+}
+
+#[test]
+fn refused_statements_leave_their_client_connected() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let lab = lab("pool_mode = transaction\nrewrite_on_error = error\nroute_on_error = error\n\
+                   route_unknown = error\nroute_in_transaction = error\nrewrite_query_tag = pid")?;
+    let client = &mut Client::connect(lab.pooler.port, "dev")?;
+    assert_eq!(refusal(client, "select 'no rewrite'"), "58000 query rewrite failed");
+    assert_eq!(refusal(client, "select 'raise'"), "58000 query routing failed");
+    let unknown = "3D000 routing_rules returned unknown database \"dev.9\"";
+    assert_eq!(refusal(client, "select 'nowhere'"), unknown);
+    let tagged = client.run("select 1 from fact join dim using (x)")?;
+    assert_eq!(tagged, ["joined before"]);
+
+    client.run("select v from tablea")?;
+    client.run("begin")?;
+    client.run("insert into tablea values ('lost')")?;
+    let text = refusal(client, "insert into tableb values ('lost')");
+    assert_eq!(text, "25001 cannot change server inside a transaction");
+    assert!(refusal(client, "select 1").starts_with("25P02 "));
+    client.run("commit")?;
+    assert_eq!(client.run("select count(*) from tablea")?, ["1"], "it was rolled back");
+    assert_eq!(client.run("select count(*) from tableb")?, ["1"]);
+    Ok(())
+}
+
+#[test]
+fn a_route_may_end_a_transaction() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let lab = lab("pool_mode = transaction\nroute_in_transaction = switch")?;
+    let client = &mut Client::connect(lab.pooler.port, "dev")?;
+    client.run("select v from tablea")?;
+    client.run("begin")?;
+    client.run("insert into tablea values ('lost')")?;
+    let text = refusal(client, "insert into tableb values ('lost')");
+    assert_eq!(text, "40000 transaction rolled back: routed to another server");
+    assert_eq!(client.run("select v from other")?, ["two"], "later messages go there");
+    assert_eq!(client.run("select count(*) from tablea")?, ["1"]);
+    assert_eq!(client.run("select count(*) from tableb")?, ["1"]);
+    Ok(())
 }

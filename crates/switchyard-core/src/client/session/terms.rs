@@ -91,4 +91,15 @@ pub enum Approval {
     Unchanged,
     /// With this text instead.
     Text(Vec<u8>),
+    /// Not at all.
+    Refused(Denial),
+}
+
+/// What happens instead of a message that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// The ErrorResponse for the client.
+    pub error: Vec<u8>,
+    /// SQL that the server runs in place of the message; its answer is swallowed.
+    pub instead: Option<&'static [u8]>,
 }

@@ -2,9 +2,11 @@
 
 use switchyard_wire::frame;
 
-use super::{Group, Link, LinkedClient, Show, Signal, WHOLE_MAX, unregister};
+use super::{Group, Link, LinkedClient, Show, Signal, WHOLE_MAX};
 use crate::client::lost::{self, Owed};
 use crate::client::session::Loyalty;
+use crate::prepared::{ClientStatements, ServerStatements};
+use crate::server::request::{NamedParse, Request, Turn};
 
 impl Link {
     /// Whether the linked client stays when this server is lost.
@@ -33,16 +35,56 @@ impl Link {
         let mut rest = Vec::new();
         while let Some(request) = self.outstanding.pop_ready(|skipped| rest.push(skipped)) {
             answers += usize::from(!request.is_hidden_query());
-            rest.drain(..).for_each(|skipped| {
+            for skipped in rest.drain(..) {
+                answers += usize::from(matches!(skipped, Request::Refused(_, Turn::Ended)));
                 unregister(&mut self.statements, Some(client.statements), skipped);
-            });
+            }
         }
-        if !rest.is_empty() {
+        if !rest.last().is_none_or(Request::ends_group) {
             group = lost::Group::Open;
         }
-        rest.into_iter().for_each(|skipped| {
+        for skipped in rest {
+            answers += usize::from(matches!(skipped, Request::Refused(_, Turn::Ended)));
             unregister(&mut self.statements, Some(client.statements), skipped);
-        });
+        }
         Some(Owed { words: self.words.take(), status: self.status, answers, group })
+    }
+}
+
+/// A request that the server skipped: what it would have registered does not exist.
+pub(super) fn unregister(
+    statements: &mut ServerStatements,
+    client: Option<&mut ClientStatements>,
+    request: Request,
+) {
+    match request {
+        Request::Parse(Some(parse)) => {
+            let NamedParse { name, statement } = *parse;
+            statements.remove(&statement);
+            if let Some(client) = client {
+                client.remove(&name);
+            }
+        }
+        Request::HiddenParse(statement) => statements.remove(&statement),
+        Request::LocalParse(name) => {
+            if let Some(client) = client {
+                client.remove(&name);
+            }
+        }
+        Request::HiddenClose(statement) => {
+            statements.add(statement, usize::MAX);
+        }
+        Request::Refused(..)
+        | Request::Query
+        | Request::Function
+        | Request::Sync
+        | Request::Parse(None)
+        | Request::Bind
+        | Request::Describe
+        | Request::Execute
+        | Request::Close
+        | Request::LocalClose
+        | Request::CopyEnd
+        | Request::Hidden(_) => {}
     }
 }
