@@ -17,6 +17,43 @@ pub(crate) fn python() -> Result<(), String> {
     if runs("python3") { Ok(()) } else { install(&["python3"]) }
 }
 
+/// Versions of the drivers that tests use.
+const PYTHON_DRIVERS: [&str; 3] =
+    ["psycopg[binary]==3.2.*", "psycopg2-binary==2.9.*", "asyncpg==0.30.*"];
+const NODE_DRIVER: &str = "pg@8";
+
+/// Installs drivers for Python and Node into `directory`, where they stay.
+pub(crate) fn drivers(directory: &Path) -> Result<(), String> {
+    let done = directory.join("installed");
+    if done.exists() {
+        return Ok(());
+    }
+    python()?;
+    let venv = directory.join("venv");
+    let mut make = Command::new("python3");
+    make.args(["-m", "venv"]).arg(&venv);
+    if succeed(&mut make).is_err() {
+        install(&["python3-venv"])?;
+        succeed(&mut make)?;
+    }
+    if !runs("node") || !runs("npm") {
+        install(&["nodejs", "npm"])?;
+    }
+    let mut pip = Command::new(venv.join("bin/pip"));
+    succeed(pip.args(["install", "-q"]).args(PYTHON_DRIVERS))?;
+    let mut npm = Command::new("npm");
+    succeed(npm.args(["install", "--silent", "--prefix"]).arg(directory).arg(NODE_DRIVER))?;
+    std::fs::write(&done, "").map_err(|error| format!("{}: {error}", done.display()))
+}
+
+fn succeed(command: &mut Command) -> Result<(), String> {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?}: {status}")),
+        Err(error) => Err(format!("{command:?}: {error}")),
+    }
+}
+
 fn runs(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
@@ -37,11 +74,7 @@ fn install(names: &[&str]) -> Result<(), String> {
             command.arg("apt-get");
         }
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        match command.status() {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!("{command:?}: {status}")),
-            Err(error) => Err(format!("{command:?}: {error}")),
-        }
+        succeed(&mut command)
     };
     apt(&["-q", "update"])?;
     let mut arguments = vec!["-q", "-y", "--no-install-recommends", "install"];

@@ -5,9 +5,13 @@ use std::process::{Command, Stdio};
 
 use crate::{packages, tidy};
 
+/// Where drivers are installed.
+const DRIVERS: &str = "target/drivers";
+
 /// Runs all checks and prints what it ran; the last line counts them.
 pub(crate) fn run(root: &Path) -> Result<(), String> {
     packages::postgres()?;
+    packages::drivers(&root.join(DRIVERS))?;
     let mut outcomes = Vec::new();
     for arguments in [
         &["fmt", "--all", "--check"][..],
@@ -38,7 +42,8 @@ fn step(root: &Path, arguments: &[&str]) -> bool {
     println!("== cargo {}", arguments.join(" "));
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(root).stdin(Stdio::null());
-    match command.env("SWITCHYARD_POSTGRES", "1").status() {
+    command.env("SWITCHYARD_POSTGRES", "1").env("SWITCHYARD_DRIVERS", root.join(DRIVERS));
+    match command.status() {
         Ok(status) => status.success(),
         Err(error) => {
             println!("{command:?}: {error}");

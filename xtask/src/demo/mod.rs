@@ -30,12 +30,15 @@ pub(crate) fn run(root: &Path, keep: bool) -> Result<(), String> {
     }
     let mut screen = Screen::new(Arc::clone(&interrupted));
     let mut steps = Vec::new();
-    let result = show(&root.join("target/release/switchyard"), &mut screen, &mut steps, keep);
+    let result = show(&root.join("target/release/switchyard"), &mut screen, &mut steps);
     if interrupted.load(Ordering::Relaxed) {
         return Err("\ninterrupted; everything is stopped and removed".into());
     }
     summary(&steps);
-    result.map_err(|error| format!("the tour broke off: {error}"))?;
+    let stage = result.map_err(|error| format!("the tour broke off: {error}"))?;
+    if keep {
+        stage.keep();
+    }
     if steps.iter().all(|step| step.held) { Ok(()) } else { Err("not every step held".into()) }
 }
 
@@ -49,10 +52,10 @@ fn watch() -> io::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-fn show(program: &Path, screen: &mut Screen, steps: &mut Vec<Step>, keep: bool) -> io::Result<()> {
+fn show(program: &Path, screen: &mut Screen, steps: &mut Vec<Step>) -> io::Result<Stage> {
     let mut stage = Stage::set(program, screen)?;
     tour::run(&mut stage, screen, steps)?;
-    if keep { stage.keep() } else { Ok(()) }
+    Ok(stage)
 }
 
 fn summary(steps: &[Step]) {
@@ -76,7 +79,7 @@ mod tests {
         }
         let program = crate::root().join("target/debug/switchyard");
         let (mut screen, mut steps) = (Screen::new(Arc::default()), Vec::new());
-        show(&program, &mut screen, &mut steps, false)?;
+        show(&program, &mut screen, &mut steps)?;
         for step in &steps {
             assert!(step.held, "{}: {}", step.title, step.figures);
         }

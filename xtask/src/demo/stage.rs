@@ -116,7 +116,7 @@ impl Stage {
     }
 
     /// Leaves everything running and tells how to use and how to end it.
-    pub(crate) fn keep(self) -> io::Result<()> {
+    pub(crate) fn keep(self) {
         let nodes = self.cluster.nodes().iter().chain(&self.singles);
         let (mut pids, mut directories) = (vec![self.pooler.pid().to_string()], Vec::new());
         for node in nodes {
@@ -138,6 +138,5 @@ impl Stage {
         }
         println!("To end it:\n  kill {}; rm -r {}", pids.join(" "), directories.join(" "));
         std::mem::forget(self);
-        Ok(())
     }
 }
