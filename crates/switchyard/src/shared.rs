@@ -157,6 +157,13 @@ impl Shared {
     /// Something went wrong with a node that a pool uses.
     pub fn suspect(&self, pool: &SharedPool, lane: LaneId, kind: SignalKind) {
         if let Some(services) = self.services.get().filter(|_| pool.entry.is_cluster()) {
+            // A session that is read-only by its own will gives the same sign as a standby.
+            if kind != SignalKind::ReadOnly {
+                let now = Instant::now();
+                for pool in pool.entry.pools() {
+                    self.decide(&pool, |inner| inner.machine.suspect(now, lane));
+                }
+            }
             services.signal(&pool.entry.name, Some(NodeId(lane.0)), kind);
         }
     }

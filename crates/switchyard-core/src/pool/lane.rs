@@ -11,6 +11,8 @@ use crate::pool::Order;
 pub enum LaneRole {
     /// Takes writes; the only lane of a plain entry is one.
     Writer,
+    /// The writer, but something went wrong there: it gets nothing new until a probe has asked.
+    Suspect,
     /// A healthy standby.
     Reader,
     /// Not to be used.
@@ -45,6 +47,7 @@ pub(super) struct Lane {
     pub(super) id: LaneId,
     pub(super) role: LaneRole,
     pub(super) failed: Option<Failed>,
+    pub(super) suspect_until: Option<Instant>,
     idle: Vec<VecDeque<ServerId>>,
     peak: (Option<Instant>, usize),
 }
@@ -52,7 +55,7 @@ pub(super) struct Lane {
 impl Lane {
     pub(super) fn new(id: LaneId, role: LaneRole, workers: usize) -> Self {
         let idle = (0..workers.max(1)).map(|_| VecDeque::new()).collect();
-        Lane { id, role, failed: None, idle, peak: (None, 0) }
+        Lane { id, role, failed: None, suspect_until: None, idle, peak: (None, 0) }
     }
 
     /// Parks an idle server with its home worker.

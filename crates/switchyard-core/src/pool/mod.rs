@@ -16,7 +16,7 @@ mod supply;
 mod terms;
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
@@ -69,6 +69,9 @@ enum Welcome {
     Unknown,
     Known,
 }
+
+/// Longest wait for a probe's word about a suspect writer; it is as long as a probe may take.
+const SUSPICION: Duration = Duration::from_millis(150);
 
 /// The pool.
 #[derive(Debug)]
@@ -256,6 +259,7 @@ impl Pool {
                 self.discard(id, reason);
             }
         }
+        self.end_suspicion(now);
         self.open_for_waiters(now);
         self.keep_standbys(now);
     }
@@ -270,7 +274,8 @@ impl Pool {
                     self.lanes.push(lane);
                 }
                 Some(lane) => {
-                    let lost = lane.role == LaneRole::Writer && role != LaneRole::Writer;
+                    let wrote = matches!(lane.role, LaneRole::Writer | LaneRole::Suspect);
+                    let lost = wrote && role != LaneRole::Writer;
                     lane.role = role;
                     lane.failed = None;
                     if lost {
@@ -288,6 +293,26 @@ impl Pool {
         }
         self.serve_waiters(now);
         self.keep_standbys(now);
+    }
+
+    /// A server of this lane was lost: if it is the writer's, nothing new goes there until the next
+    /// view, or for [`SUSPICION`] at most.
+    pub fn suspect(&mut self, now: Instant, lane: LaneId) {
+        if let Some(lane) = self.lane_mut(lane).filter(|lane| lane.role == LaneRole::Writer) {
+            lane.role = LaneRole::Suspect;
+            lane.suspect_until = Some(now + SUSPICION);
+        }
+    }
+
+    fn end_suspicion(&mut self, now: Instant) {
+        let over = |lane: &&mut Lane| {
+            lane.role == LaneRole::Suspect && lane.suspect_until.is_some_and(|until| now >= until)
+        };
+        let mut lanes = self.lanes.iter_mut().filter(over).peekable();
+        if lanes.peek().is_some() {
+            lanes.for_each(|lane| lane.role = LaneRole::Writer);
+            self.serve_waiters(now);
+        }
     }
 
     /// All servers are marked; idle ones close now (RECONNECT, changed settings).
@@ -348,7 +373,7 @@ impl Lanes for Vec<Lane> {
             Want::Reader if readers() => lane.role == LaneRole::Reader,
             Want::Reader => lane.role == LaneRole::Writer,
             Want::ReaderOnly => lane.role == LaneRole::Reader,
-            Want::Any => lane.role != LaneRole::Down,
+            Want::Any => matches!(lane.role, LaneRole::Writer | LaneRole::Reader),
             Want::Node(node) => lane.id == node,
         }
     }

@@ -57,7 +57,9 @@ impl Pool {
 
     /// Whether a lane leads to the writer.
     pub fn is_writer(&self, lane: LaneId) -> bool {
-        self.lanes.iter().any(|known| known.id == lane && known.role == LaneRole::Writer)
+        self.lanes.iter().any(|known| {
+            known.id == lane && matches!(known.role, LaneRole::Writer | LaneRole::Suspect)
+        })
     }
 
     /// When a server was logged in, and when it was last used.

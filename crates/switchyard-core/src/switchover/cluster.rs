@@ -318,6 +318,8 @@ impl Cluster {
         let answered = node.meters.answered_at;
         if suspect.is_some_and(|since| answered.is_some_and(|at| at > since)) {
             self.state = State::Stable(writer);
+            // Pools give nothing to a suspect writer until they hear of it.
+            self.effects.push_back(Effect::Publish(self.published.clone()));
         }
         let ballots: Vec<_> = self.nodes.iter().map(Node::ballot).collect();
         match challenger(self.options.fencing, &self.memory, &ballots) {

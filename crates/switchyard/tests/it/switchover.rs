@@ -106,7 +106,8 @@ fn a_client_in_a_transaction_stays_and_is_told_once() -> io::Result<()> {
     wait_until("hold", || pooler.log().is_ok_and(|log| log.contains("holding clients")))?;
     let told = |client: &mut Client, sql: &str| client.run(sql).unwrap_err().to_string();
     let text = told(writing, "insert into t values (2)");
-    assert_eq!(text, "08006 server connection lost during switchover");
+    // The server's own last words, where it had time for any.
+    assert!(["08006", "57P01"].iter().any(|code| text.starts_with(code)), "{text}");
     assert!(told(writing, "insert into t values (3)").starts_with("25P02 "));
     writing.run("rollback")?;
 
