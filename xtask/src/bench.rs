@@ -5,6 +5,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use switchyard_testkit::{Client, Pooler, Postgres, Rules, programs};
 
@@ -42,6 +43,14 @@ def routing_rules(username, query, in_transaction):
     for expression, database in routing.items():
         if re.match(expression, query):
             return database
+    return None
+";
+
+const SLEEPING: &str = r"
+import time
+def routing_rules(username, query, in_transaction):
+    if username == 'app':
+        time.sleep(0.3)
     return None
 ";
 
@@ -89,7 +98,7 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
     };
     let server = Postgres::start("")?;
     server.pgbench_tables(5)?;
-    server.sql("create unlogged table sink (x text)")?;
+    server.sql("create unlogged table sink (x text); create role app login")?;
     println!("| figure | pooler | median | ratio to {} |\n|---|---|---|---|", subjects[0].name);
     for mode in ["simple", "extended", "prepared"] {
         // Debian's pgbouncer does not follow prepared statements in transaction mode.
@@ -120,6 +129,9 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
             let more = if subject.name == "no hooks" { "" } else { &line };
             transactions(subject, &server, "simple", plan.seconds, more)
         })?;
+    }
+    if wanted("sleep") {
+        sleepers(plan, &subjects[0], &server)?;
     }
     if wanted("copy") {
         compare("CPU s per GB, COPY OUT", plan, subjects, |subject| copy_out(subject, &server))?;
@@ -171,6 +183,38 @@ fn transactions(
     let before = pooler.cpu()?;
     let count = pooler.pgbench(mode, CLIENTS, seconds)?;
     Ok((pooler.cpu()? - before).as_micros() as f64 / count.max(1) as f64)
+}
+
+/// Latency of users whose functions are fast, while a user's function sleeps and while none does.
+fn sleepers(plan: &Plan, subject: &Subject, server: &Postgres) -> io::Result<()> {
+    let rules = Rules::new(SLEEPING)?;
+    let pooler = start(subject, server, &rules.settings(&["routing_rules"]))?;
+    for (name, sleeping) in [("nobody sleeps", false), ("one user's function sleeps", true)] {
+        let end = Instant::now() + Duration::from_secs(plan.seconds.into());
+        let measured = std::thread::scope(|scope| -> io::Result<Vec<Duration>> {
+            let sleeper = scope.spawn(|| -> io::Result<()> {
+                let mut client = pooler.session("app", "postgres")?;
+                while sleeping && Instant::now() < end {
+                    client.run("select 1")?;
+                }
+                Ok(())
+            });
+            let mut client = Client::connect(pooler.port, "postgres")?;
+            let mut measured = Vec::new();
+            while Instant::now() < end {
+                let start = Instant::now();
+                client.run("select 1")?;
+                measured.push(start.elapsed());
+            }
+            sleeper.join().map_err(|_| io::Error::other("a panic"))??;
+            Ok(measured)
+        });
+        let mut measured = measured?;
+        measured.sort();
+        let p99 = measured[measured.len() * 99 / 100].as_secs_f64() * 1000.0;
+        println!("| p99 ms of another user, {name} | {} | {p99:.2} | |", subject.name);
+    }
+    Ok(())
 }
 
 fn psql(pooler: &Pooler, sql: &str) -> io::Result<Command> {

@@ -35,7 +35,8 @@ enum Task {
     Tidy,
     /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
     Bench {
-        /// Only these: simple, extended, prepared, workers, copy, idle, hooks, switchover.
+        /// Only these: simple, extended, prepared, workers, copy, idle, hooks, sleep,
+        /// switchover.
         scenarios: Vec<String>,
         /// Another pooler that reads a pgbouncer.ini, as NAME=PROGRAM.
         #[arg(long)]

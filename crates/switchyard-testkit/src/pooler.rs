@@ -34,17 +34,36 @@ impl Pooler {
     /// Starts `program` with these `[databases]` lines and `[pgbouncer]` lines; users `postgres`
     /// and `app` have the password `secret`.
     pub fn start(program: &Path, databases: &str, settings: &str) -> io::Result<Self> {
+        Self::start_under(&[], program, databases, settings)
+    }
+
+    /// The same under another command, which runs the program that its last argument names.
+    pub fn start_under(
+        wrapper: &[&str],
+        program: &Path,
+        databases: &str,
+        settings: &str,
+    ) -> io::Result<Self> {
         let (directory, port) = (directory()?, free_port()?);
         let at = directory.path().display();
+        let own = settings.lines().any(|line| line.starts_with("logfile"));
+        let logfile = if own { String::new() } else { format!("logfile = {at}/log\n") };
         let ini = format!(
             "[databases]\n{databases}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
              listen_port = {port}\nunix_socket_dir = {at}\nauth_file = {at}/users\n\
-             logfile = {at}/log\nadmin_users = postgres\nauth_type = trust\n{settings}\n"
+             {logfile}admin_users = postgres\nauth_type = trust\n{settings}\n"
         );
         std::fs::write(directory.path().join("pooler.ini"), ini)?;
         let users = "\"postgres\" \"secret\"\n\"app\" \"secret\"\n";
         std::fs::write(directory.path().join("users"), users)?;
-        let mut command = unprivileged(program);
+        let mut command = match wrapper {
+            [] => unprivileged(program),
+            [first, rest @ ..] => {
+                let mut command = unprivileged(Path::new(first));
+                command.args(rest).arg(program);
+                command
+            }
+        };
         command.arg("-q").arg(directory.path().join("pooler.ini"));
         // A group of its own: Ctrl-C at a terminal is for the one who started it.
         command.process_group(0);

@@ -3,6 +3,7 @@
 
 mod drivers;
 mod hooks;
+mod scarcity;
 mod switchover;
 
 use std::io;
