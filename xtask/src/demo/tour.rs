@@ -109,7 +109,7 @@ fn share(stage: &mut Stage, screen: &mut Screen) -> io::Result<(String, bool)> {
             });
         }
         let count = "select count(*) from pg_stat_activity where backend_type = 'client backend' \
-                     and pid <> pg_backend_pid()";
+                     and application_name <> 'psql'";
         screen.follow(total, "queries", || {
             let seen = stage.singles[0].sql(count).ok();
             most = most.max(seen.and_then(|text| text.trim().parse().ok()).unwrap_or(0));

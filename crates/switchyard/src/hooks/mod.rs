@@ -310,6 +310,10 @@ impl Host {
     fn run(&self, index: usize, mut process: Option<Process>) {
         let mut failures = 0;
         loop {
+            // Whoever takes calls is ready for them. A failure is told to the next ones.
+            if process.is_none() && failures == 0 {
+                process = Process::start(&self.options, &self.log).ok();
+            }
             let Some(batch) = self.next(index) else { return };
             let now = Instant::now();
             let (late, mut batch): (VecDeque<Call>, VecDeque<Call>) = batch
