@@ -1,0 +1,128 @@
+//! The end of a login: its pool, the wait for a first server's parameters, and the welcome.
+
+use std::sync::Arc;
+
+use switchyard_core::client::session::Session;
+use switchyard_core::lifecycle::Phase;
+use switchyard_core::params::Params;
+use switchyard_io::Key;
+use switchyard_wire::build::{self, Authentication, Report};
+
+use crate::entries::Admission;
+use crate::pools::{Stats, Welcome};
+use crate::worker::admin::{CONSOLE, ConsoleClient, Rights};
+use crate::worker::client::{Activity, Place, Stage};
+use crate::worker::close::Farewell;
+use crate::worker::{Todo, Worker};
+
+impl Worker {
+    /// The client is who it says.
+    pub(super) fn authenticated(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Stage::Login(state) = &mut client.stage else { return };
+        let (database, user) = (state.request.database.clone(), state.request.user.clone());
+        if database == CONSOLE {
+            let admin = self.snapshot.config.settings.admin_users.contains(&user);
+            return self.enter_console(key, if admin { Rights::Admin } else { Rights::Stats });
+        }
+        let keys = state.keys.take();
+        let Some(entry) = state.entry.clone() else {
+            self.note_login(key, &format!("login failed: db={database} user={user}"));
+            let text = format!("no such database: {database}");
+            return self.close_client(key, &text, Farewell::fatal());
+        };
+        if entry.admission() == Admission::Disabled {
+            let text = format!("database \"{database}\" is disabled");
+            return self.close_client(key, &text, Farewell::fatal());
+        }
+        if self.shared.phase() != Phase::Active && self.shared.phase() != Phase::Paused {
+            return self.close_client(key, "pooler is shutting down", Farewell::fatal());
+        }
+        let pool = self.shared.pool(&entry, &user);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Stage::Login(state) = std::mem::replace(&mut client.stage, Stage::Start) else {
+            return;
+        };
+        let place = Place { pool: Arc::clone(&pool), want: state.want };
+        client.stage = Stage::AwaitingWelcome(state);
+        client.place = Some(place.clone());
+        client.home = Some(place);
+        client.waiting_since = Some(self.now);
+        let (now, ticket) = (self.now, self.ticket(key));
+        let known = pool.decide(&mut self.orders, |inner| {
+            if keys.is_some() {
+                inner.keys = keys;
+            }
+            inner.machine.await_welcome(now, ticket)
+        });
+        Stats::add(&pool.stats[usize::from(self.id.0)].logins, 1);
+        if known {
+            self.welcome(key);
+        }
+    }
+
+    /// Sends the welcome and begins the session.
+    pub(in crate::worker) fn welcome(&mut self, key: Key) {
+        let ticket = self.ticket(key);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(place) = &client.place else { return };
+        let Some(welcome) = place.pool.lock().welcome.clone() else { return };
+        let Stage::AwaitingWelcome(state) = std::mem::replace(&mut client.stage, Stage::Start)
+        else {
+            return;
+        };
+        let mut params = state.request.params;
+        params.fill(&welcome.params);
+        if getrandom::fill(&mut client.key).is_err() {
+            return self.close_client(key, "bouncer config error", Farewell::fatal());
+        }
+        client.key[0] &= 0x7f;
+        self.shared.add_key(client.key, ticket);
+        let notice = &self.snapshot.config.settings.login_notify_message;
+        let bytes = welcome_bytes(&welcome, &params, &self.snapshot.tracked, client.key, notice);
+        client.stage = Stage::Session(Box::new(Session::new(params)), Activity::Idle);
+        client.waiting_since = None;
+        self.say(key, &bytes);
+        self.todo.push_back(Todo::Client(key));
+    }
+
+    pub(super) fn enter_console(&mut self, key: Key, rights: Rights) {
+        let ticket = self.ticket(key);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if getrandom::fill(&mut client.key).is_err() {
+            return self.close_client(key, "bouncer config error", Farewell::fatal());
+        }
+        client.key[0] &= 0x7f;
+        self.shared.add_key(client.key, ticket);
+        let bytes = ConsoleClient::welcome(client.key);
+        client.stage = Stage::Console(Box::new(ConsoleClient::new(rights)));
+        self.say(key, &bytes);
+    }
+}
+
+fn welcome_bytes(
+    welcome: &Welcome,
+    params: &Params,
+    tracked: &switchyard_core::params::Tracked,
+    key: [u8; 8],
+    notice: &str,
+) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(512);
+    build::authentication(&mut bytes, Authentication::Ok);
+    for (name, value) in &welcome.untracked {
+        build::parameter_status(&mut bytes, name, value);
+    }
+    for (index, name) in tracked.names().enumerate() {
+        if let Some(value) = params.value(index) {
+            build::parameter_status(&mut bytes, name.as_bytes(), value);
+        }
+    }
+    build::backend_key_data(&mut bytes, key);
+    if !notice.is_empty() {
+        let report =
+            Report { severity: "NOTICE", sqlstate: "00000", message: notice, detail: None };
+        build::notice_response(&mut bytes, report);
+    }
+    build::ready_for_query(&mut bytes, b'I');
+    bytes
+}
