@@ -10,7 +10,7 @@ use switchyard::log::{Level, Log, Stderr};
 use switchyard::reload;
 use switchyard::services::Services;
 use switchyard::shared::Shared;
-use switchyard::worker::admin::program;
+use switchyard::worker::console::program;
 use switchyard::worker::{Message, Seat, Worker};
 use switchyard::{listen, options, signals};
 use switchyard_core::ids::WorkerId;

@@ -14,8 +14,8 @@ use switchyard_io::{Key, Peer, Stream};
 use crate::entries::Entry;
 use crate::pools::SharedPool;
 use crate::shared::Shared;
-use crate::worker::admin::ConsoleClient;
 use crate::worker::buffer::Pending;
+use crate::worker::console::ConsoleClient;
 use crate::worker::hooking::Asking;
 use crate::worker::server::{Unread, pointer};
 

@@ -13,7 +13,7 @@ use crate::pools::{Order, SharedPool};
 use crate::worker::Worker;
 use crate::worker::close::Farewell;
 use crate::worker::connect::Opening;
-use crate::worker::rows::Gathering;
+use crate::worker::console::gather::Gathering;
 
 /// A message to a worker.
 #[derive(Debug)]

@@ -5,11 +5,10 @@
 //! of the turn, so that no handler is entered twice.
 //!
 //! Where to look: `accept` and `login` until a client is welcome, `relay` for its traffic,
-//! `checkout` for servers changing hands, `connect` for new servers, `close` for ends, `admin`
+//! `checkout` for servers changing hands, `connect` for new servers, `close` for ends, `console`
 //! for the console, `timers` for what is due.
 
 mod accept;
-pub mod admin;
 pub mod buffer;
 mod cancel;
 mod checkout;
@@ -17,11 +16,11 @@ pub mod client;
 mod close;
 mod clusters;
 pub mod connect;
+pub mod console;
 pub mod hooking;
 mod login;
 pub mod message;
 mod relay;
-pub mod rows;
 pub mod server;
 mod timers;
 

@@ -8,8 +8,8 @@ use switchyard_wire::build;
 use switchyard_wire::startup::{First, VERSION_3_0, first};
 
 use crate::log::Level;
-use crate::worker::admin::CONSOLE;
 use crate::worker::close::Farewell;
+use crate::worker::console::CONSOLE;
 use crate::worker::{Todo, Worker};
 
 impl Worker {

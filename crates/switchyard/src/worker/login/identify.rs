@@ -10,9 +10,9 @@ use switchyard_io::{Key, Peer};
 use crate::log::Level;
 use crate::snapshot::{AuthMethod, Logged};
 use crate::worker::Worker;
-use crate::worker::admin::{CONSOLE, Rights};
 use crate::worker::client::{Identity, LoginState, Stage};
 use crate::worker::close::Farewell;
+use crate::worker::console::{CONSOLE, Rights};
 
 /// User names are shorter than this, in bytes.
 const USER_MAX: usize = 128;

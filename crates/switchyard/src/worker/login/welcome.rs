@@ -10,9 +10,9 @@ use switchyard_wire::build::{self, Authentication, Report};
 
 use crate::entries::Admission;
 use crate::pools::{Stats, Welcome};
-use crate::worker::admin::{CONSOLE, ConsoleClient, Rights};
 use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
+use crate::worker::console::{CONSOLE, ConsoleClient, Rights};
 use crate::worker::{Todo, Worker};
 
 impl Worker {

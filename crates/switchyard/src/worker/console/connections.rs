@@ -1,0 +1,151 @@
+//! Rows of SHOW CLIENTS and SHOW SERVERS.
+
+use std::time::{Instant, SystemTime};
+
+use switchyard_core::console::tables::Row;
+use switchyard_core::params::APPLICATION_NAME;
+use switchyard_io::{Peer, Remote};
+
+use crate::log::time_text;
+use crate::worker::Worker;
+use crate::worker::client::{Activity, Client, Stage};
+use crate::worker::console::tables::text;
+use crate::worker::server::{Server, Stage as ServerStage, Use, pointer};
+
+impl Worker {
+    pub(super) fn client_row(&self, client: &Client) -> Option<Row> {
+        let state = client_state(client)?;
+        let now = self.now;
+        let port = self.snapshot.config.settings.listen_port;
+        let (addr, remote_port) = match client.peer {
+            Peer::Tcp(address) => (address.ip().to_string(), i64::from(address.port())),
+            Peer::Unix { .. } => ("unix".into(), port),
+        };
+        let (local, local_port) = match client.stream.local_addr() {
+            Some(address) => (address.ip().to_string(), i64::from(address.port())),
+            None => ("unix".into(), port),
+        };
+        let pid = if let Peer::Unix { pid, .. } = client.peer { pid } else { 0 };
+        let identity = client.identity.as_ref();
+        let database = client.place.as_ref().map(|place| place.pool.entry.name.clone());
+        let database = database.or(identity.map(|identity| identity.database.clone()));
+        let link = client.server().and_then(|slot| self.servers.get(slot)?.here.as_ref());
+        let wait = client.query_since.map(|at| now.saturating_duration_since(at));
+        let wait = wait.unwrap_or_default();
+        let (name, statements) = match &client.stage {
+            Stage::Session(session, _) => {
+                let name = session.params().value(APPLICATION_NAME).unwrap_or_default();
+                (String::from_utf8_lossy(name).into_owned(), session.statements())
+            }
+            _ => (String::new(), 0),
+        };
+        Some(vec![
+            text("C"),
+            text(identity.map_or("(nouser)", |identity| &identity.user)),
+            text(database.unwrap_or_else(|| "(nodb)".into())),
+            text("none"),
+            text(state),
+            text(addr),
+            text(remote_port),
+            text(local),
+            text(local_port),
+            text(time_text(client.time_of(client.connected, now))),
+            text(time_text(client.time_of(client.active, now))),
+            text(wait.as_secs()),
+            text(wait.subsec_micros()),
+            text(0),
+            text(format!("{:#x}", pointer(client.number))),
+            text(link.map_or(String::new(), |server| format!("{:#x}", pointer(server.number)))),
+            text(pid),
+            text(""),
+            text(name),
+            text(statements),
+            text(client.number),
+        ])
+    }
+
+    /// Servers that are here, and parked ones whose home this is.
+    pub(super) fn server_rows(&self) -> Vec<Row> {
+        let mut rows: Vec<Row> = Vec::new();
+        for (_, slot) in self.servers.iter() {
+            if let Some(server) = &slot.here {
+                rows.push(self.server_row(server));
+                continue;
+            }
+            let inner = slot.pool.lock();
+            if let Some(server) = inner.parked.get(&slot.id).filter(|s| s.home == self.id) {
+                let stale = inner.machine.is_stale(slot.id);
+                let counted = inner.machine.is_used(self.now, slot.id);
+                rows.push(self.row_of(server, if counted { "used" } else { "idle" }, stale));
+            }
+        }
+        rows
+    }
+
+    fn server_row(&self, server: &Server) -> Row {
+        let state = match &server.stage {
+            ServerStage::Connecting(_) | ServerStage::Login(_) | ServerStage::Between => "new",
+            ServerStage::Ready(_, Use::Idle) => "idle",
+            ServerStage::Ready(_, Use::Linked(_)) => "active",
+            ServerStage::Ready(_, Use::Testing) => "tested",
+            ServerStage::Ready(_, Use::BeingCanceled) => "being_canceled",
+        };
+        let stale = server.pool.lock().machine.is_stale(server.id);
+        self.row_of(server, state, stale)
+    }
+
+    fn row_of(&self, server: &Server, state: &str, stale: bool) -> Row {
+        let definition = server.pool.entry.definition();
+        let (addr, port) = match &server.remote {
+            Remote::Tcp(address) => (address.ip().to_string(), address.port()),
+            Remote::Unix(_) => ("unix".into(), definition.port),
+        };
+        let (local, local_port) = match server.local {
+            Some(address) => (address.ip().to_string(), address.port()),
+            None => ("unix".into(), definition.port),
+        };
+        let client = server.client().and_then(|key| self.clients.get(key));
+        let heard = SystemTime::now() - Instant::now().saturating_duration_since(server.heard);
+        let (name, statements) = match &server.stage {
+            ServerStage::Ready(link, _) => {
+                let name = link.params().value(APPLICATION_NAME).unwrap_or_default();
+                (String::from_utf8_lossy(name).into_owned(), link.statements())
+            }
+            _ => (String::new(), 0),
+        };
+        vec![
+            text("S"),
+            text(&server.pool.user),
+            text(&server.pool.entry.name),
+            text("none"),
+            text(state),
+            text(addr),
+            text(port),
+            text(local),
+            text(local_port),
+            text(time_text(server.started_at)),
+            text(time_text(heard)),
+            text(0),
+            text(0),
+            text(u8::from(stale)),
+            text(format!("{:#x}", pointer(server.number))),
+            text(client.map_or(String::new(), |c| format!("{:#x}", pointer(c.number)))),
+            text(server.pid),
+            text(""),
+            text(name),
+            text(statements),
+            text(server.number),
+        ]
+    }
+}
+
+/// State in SHOW CLIENTS; `None` for those that do not appear.
+pub(super) fn client_state(client: &Client) -> Option<&'static str> {
+    match &client.stage {
+        Stage::Session(_, Activity::Linked(_)) => Some("active"),
+        Stage::Session(_, Activity::Idle) | Stage::Console(_) => Some("idle"),
+        Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => Some("waiting"),
+        Stage::Cancel => Some("active_cancel_req"),
+        Stage::Start | Stage::Login(_) | Stage::Leaving => None,
+    }
+}

@@ -1,0 +1,129 @@
+//! Tables that one thread can tell.
+
+use std::sync::atomic::Ordering;
+
+use switchyard_config::database::Database;
+use switchyard_config::value::Value as _;
+use switchyard_core::console::Show;
+use switchyard_core::console::tables::Row;
+use switchyard_core::lifecycle::Phase;
+
+use crate::entries::Admission;
+use crate::worker::Worker;
+use crate::worker::console::{CONSOLE, program};
+
+/// A value.
+pub(in crate::worker) fn text(value: impl ToString) -> Option<String> {
+    Some(value.to_string())
+}
+
+/// Tables that one thread can tell.
+impl Worker {
+    pub(in crate::worker) fn rows(&self, show: Show) -> Vec<Row> {
+        let settings = &self.snapshot.config.settings;
+        match show {
+            Show::Version => vec![vec![Some(program())]],
+            Show::State => {
+                let paused = matches!(self.shared.phase(), Phase::Paused | Phase::WaitForServers);
+                let word = |yes: bool| text(if yes { "yes" } else { "no" });
+                vec![
+                    vec![text("active"), word(!paused)],
+                    vec![text("paused"), word(paused)],
+                    vec![text("suspended"), word(false)],
+                ]
+            }
+            Show::Config => settings
+                .rows()
+                .into_iter()
+                .map(|row| {
+                    let changeable = if row.changeable { "yes" } else { "no" };
+                    vec![text(row.key), row.value, row.default.map(String::from), text(changeable)]
+                })
+                .collect(),
+            Show::Databases => self.database_rows(),
+            Show::Users => self.user_rows(),
+            Show::Clusters => self.cluster_rows(),
+            Show::Nodes => self.node_rows(),
+            Show::Switchovers => self.switchover_rows(),
+            Show::Stats | Show::StatsTotals | Show::StatsAverages | Show::Totals => {
+                self.stats_rows(show)
+            }
+            Show::Parameter(_, value) => vec![vec![text(value)]],
+            Show::Help | Show::Pools | Show::Clients | Show::Servers | Show::Lists => Vec::new(),
+        }
+    }
+
+    fn database_rows(&self) -> Vec<Row> {
+        let settings = &self.snapshot.config.settings;
+        let mut rows: Vec<Row> = Vec::new();
+        for entry in self.shared.entries() {
+            let Database { hosts, port, dbname, user, .. } = &*entry.definition();
+            let definition = entry.definition();
+            let servers: usize = entry.pools().iter().map(|p| p.lock().machine.len()).sum();
+            let own = |own: Option<i64>, global: i64| text(own.unwrap_or(global));
+            let balance = (hosts.len() > 1).then(|| definition.load_balance_hosts.show());
+            let paused = self.shared.lifecycle().is_paused_alone(&entry.name);
+            let disabled = entry.admission() == Admission::Disabled;
+            rows.push(vec![
+                text(&entry.name),
+                (!hosts.is_empty()).then(|| hosts.join(",")),
+                text(port),
+                text(dbname),
+                user.clone(),
+                own(definition.pool_size, settings.default_pool_size),
+                own(definition.min_pool_size, settings.min_pool_size),
+                own(definition.reserve_pool_size, settings.reserve_pool_size),
+                text(definition.server_lifetime(settings).as_secs()),
+                definition.pool_mode.and_then(|mode| mode.show()),
+                balance.flatten(),
+                own(definition.max_db_connections, settings.max_db_connections),
+                text(servers),
+                text(definition.client_limit(settings)),
+                text(entry.clients.load(Ordering::Relaxed)),
+                text(u8::from(paused)),
+                text(u8::from(disabled)),
+            ]);
+        }
+        let mut console = vec![text(CONSOLE), None, text(settings.listen_port), text(CONSOLE)];
+        console.extend([text(CONSOLE), text(2), text(0), text(0), text(3600), text("statement")]);
+        console.extend([None, text(0), text(0), text(0), text(0), text(0), text(0)]);
+        rows.push(console);
+        rows.sort_by(|a, b| a[0].cmp(&b[0]));
+        rows
+    }
+
+    pub(in crate::worker) fn user_rows(&self) -> Vec<Row> {
+        let config = &self.snapshot.config;
+        let mut names: Vec<String> = self.snapshot.users.keys().cloned().collect();
+        names.extend(config.users.keys().cloned());
+        names.extend(config.databases.values().filter_map(|database| database.user.clone()));
+        names.push(CONSOLE.into());
+        names.sort_unstable();
+        names.dedup();
+        let pools = self.shared.pools();
+        let row = |name: String| {
+            let own = config.users.get(&name);
+            let wide = |size: Option<i64>| text(size.map_or(String::new(), |n| format!("{n:>9}")));
+            let servers = pools.iter().filter(|pool| pool.user == name);
+            let servers: usize = servers.map(|pool| pool.lock().machine.len()).sum();
+            let limit = |own: Option<i64>, global: i64| text(own.unwrap_or(global));
+            vec![
+                text(&name),
+                wide(own.and_then(|user| user.pool_size)),
+                wide(own.and_then(|user| user.reserve_pool_size)),
+                own.and_then(|user| user.pool_mode).and_then(|mode| mode.show()),
+                limit(
+                    own.and_then(|user| user.max_user_connections),
+                    config.settings.max_user_connections,
+                ),
+                text(servers),
+                limit(
+                    own.and_then(|user| user.max_user_client_connections),
+                    config.settings.max_user_client_connections,
+                ),
+                text(self.shared.user_clients(&name)),
+            ]
+        };
+        names.into_iter().map(row).collect()
+    }
+}
