@@ -2,16 +2,20 @@
 //! broken file is used.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::database::{self, Database, User};
+use crate::connstr::Numbers;
+use crate::database::Database;
+use crate::diagnostic::{Diagnostic, Severity, blot};
 use crate::ini::{Ini, Item, Section};
+use crate::peer::Peer;
+use crate::remarks;
 use crate::settings::{SetError, Settings};
+use crate::user::User;
 
 /// A valid configuration.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     /// `[pgbouncer]`.
     pub settings: Settings,
@@ -21,233 +25,136 @@ pub struct Config {
     pub automatic: Option<String>,
     /// `[users]`.
     pub users: BTreeMap<String, User>,
+    /// `[peers]` by id.
+    pub peers: BTreeMap<u32, Peer>,
+    /// `[routes]`: names and texts of rules, in their order.
+    pub routes: Vec<(String, String)>,
+    /// `[rewrites]`: names and texts of rules, in their order.
+    pub rewrites: Vec<(String, String)>,
 }
 
-/// A loaded configuration and what is worth saying about it.
+/// What became of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
-    /// The configuration.
-    pub config: Config,
-    /// WARNING lines.
-    pub warnings: Vec<Diagnostic>,
+    /// The configuration, unless there are errors.
+    pub config: Option<Config>,
+    /// Everything that was found, in the order of the file.
+    pub found: Vec<Diagnostic>,
 }
 
-/// Where something stands in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// File.
-    pub file: PathBuf,
-    /// Line, from 1.
-    pub line: usize,
-    /// The line's text.
-    pub source: String,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
-    }
-}
-
-/// Something wrong in a file. Shows as PgBouncer's text, and where the place is known as a second
-/// line with the column and a third and fourth with the line and a caret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Diagnostic {
-    /// PgBouncer's text.
-    pub text: String,
-    place: Option<(Place, usize)>,
-}
-
-impl Diagnostic {
-    pub(crate) fn bare(text: String) -> Self {
-        Diagnostic { text, place: None }
-    }
-
-    pub(crate) fn at(text: String, place: &Place, word: &str) -> Self {
-        let column = place.source.rfind(word).map_or(0, |at| place.source[..at].chars().count());
-        Diagnostic { text, place: Some((place.clone(), column)) }
-    }
-}
-
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)?;
-        if let Some((place, column)) = &self.place {
-            let pad = " ".repeat(*column);
-            write!(f, "\n{place}:{}\n{}\n{pad}^", column + 1, place.source)?;
-        }
-        Ok(())
-    }
-}
-
-/// Longest names in bytes, exclusive.
+/// Longest names of databases in bytes, exclusive.
 const DATABASE_NAME_MAX: usize = 64;
+/// Longest names of users in bytes, exclusive.
+const USER_NAME_MAX: usize = 128;
 /// Name of the console.
 const CONSOLE: &str = "pgbouncer";
 
 /// Loads a file and what it includes.
-pub fn load(
-    path: &Path,
-    read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
-) -> Result<Loaded, Vec<Diagnostic>> {
+pub fn load(path: &Path, read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>) -> Loaded {
     let mut ini = Ini::new(read);
-    ini.file(path, 0);
-    let Ini { items, mut errors, mut warnings, main_sections, .. } = ini;
-    if errors.is_empty() && main_sections == 0 {
-        let text = "load_init_file: main section missing from config file".into();
-        errors.push(Diagnostic::bare(text));
+    let known = ini.file(path, 0);
+    let Ini { items, mut found, main_sections, .. } = ini;
+    if known.is_ok() && main_sections == 0 {
+        let text = "load_init_file: main section missing from config file";
+        found.push(Diagnostic::bare(Severity::Error, text));
     }
-    let mut config = Config {
-        settings: Settings::default(),
-        databases: BTreeMap::new(),
-        automatic: None,
-        users: BTreeMap::new(),
-    };
-    config.settings.conffile = Some(path.display().to_string());
-    let mut inert = Vec::new();
-    for item in &items {
-        if let Err(error) = take(&mut config, item) {
-            errors.push(error);
-        }
-        if item.section == Section::Pgbouncer && Settings::is_inert(&item.key) {
-            inert.push(item.key.clone());
-        }
-    }
-    inert.sort_unstable();
-    inert.dedup();
-    let say = |key| Diagnostic::bare(format!("setting {key} has no effect in this version"));
-    warnings.extend(inert.into_iter().map(say));
-    if errors.is_empty() { Ok(Loaded { config, warnings }) } else { Err(errors) }
+    let mut loader = Loader { config: Config::default(), found };
+    loader.config.settings.conffile = Some(path.display().to_string());
+    items.iter().for_each(|item| loader.take(item));
+    let Loader { config, mut found } = loader;
+    remarks::add(&items, &config, &mut found);
+    let broken = found.iter().any(|one| one.severity == Severity::Error);
+    Loaded { config: (!broken).then_some(config), found }
 }
 
-fn take(config: &mut Config, item: &Item) -> Result<(), Diagnostic> {
-    let Item { section, key, value, place } = item;
-    let fail = |text: String, word: &str| Diagnostic::at(text, place, word);
-    match section {
-        Section::Pgbouncer => config.settings.assign(key, value).map_err(|error| match error {
-            SetError::Unknown => fail(format!("unknown parameter: {}/{key}", section.name()), key),
-            SetError::Invalid => {
-                let text = format!(
-                    "invalid value \"{value}\" for parameter {key} in configuration ({place})"
-                );
-                fail(text, value)
+struct Loader {
+    config: Config,
+    found: Vec<Diagnostic>,
+}
+
+impl Loader {
+    fn take(&mut self, item: &Item) {
+        let Item { section, key, value, .. } = item;
+        let mut numbers = Numbers::default();
+        let taken = match section {
+            Section::Pgbouncer => return self.setting(item),
+            Section::Databases => self.database(key, value, &mut numbers),
+            Section::Users => self.user(key, value, &mut numbers),
+            Section::Peers => Peer::read(key, value, &mut numbers).map(|(id, peer)| {
+                self.config.peers.insert(id, peer);
+            }),
+            Section::Routes => {
+                rule(&mut self.config.routes, key, value);
+                Ok(())
             }
-        }),
-        Section::Databases => database(config, key, value).map_err(|text| fail(text, value)),
-        Section::Users => {
-            let user = User::parse(value).map_err(|text| fail(text, value))?;
-            config.users.insert(key.clone(), user);
-            Ok(())
+            Section::Rewrites => {
+                rule(&mut self.config.rewrites, key, value);
+                Ok(())
+            }
+        };
+        for warning in numbers.warnings {
+            self.found.push(Diagnostic::bare(Severity::Warning, format!("{key}: {warning}")));
         }
-        Section::Peers => peer(key, value).map_err(|text| fail(text, value)),
-        Section::Routes | Section::Rewrites => Err(fail(
-            format!("invalid section \"{}\" in configuration ({place})", section.name()),
-            key,
-        )),
+        if let Err(text) = taken {
+            self.found.push(Diagnostic::bare(Severity::Error, text));
+            self.invalid(item);
+        }
+    }
+
+    fn setting(&mut self, item: &Item) {
+        match self.config.settings.assign(&item.key, &item.value) {
+            Ok(()) => {}
+            Err(SetError::Unknown) => {
+                let text = format!("unknown parameter: {}/{}", item.section.name(), item.key);
+                self.found.push(Diagnostic::at(Severity::Error, text, &item.place, item.columns.0));
+            }
+            Err(SetError::Invalid) => self.invalid(item),
+        }
+    }
+
+    fn invalid(&mut self, item: &Item) {
+        let Item { key, value, place, columns, .. } = item;
+        let value = blot(value);
+        let text =
+            format!("invalid value \"{value}\" for parameter {key} in configuration ({place})");
+        self.found.push(Diagnostic::at(Severity::Error, text, place, columns.1));
+    }
+
+    fn database(&mut self, name: &str, value: &str, numbers: &mut Numbers) -> Result<(), String> {
+        if name == CONSOLE {
+            return Err(format!("database name \"{CONSOLE}\" is reserved"));
+        }
+        if name.len() >= DATABASE_NAME_MAX {
+            let text = format!("too long db name: {name}");
+            self.found.push(Diagnostic::bare(Severity::Warning, text));
+            return Err("cannot create database, no memory?".into());
+        }
+        let entry = Database::read(name, value, numbers)?;
+        if name == "*" {
+            self.config.automatic = Some(value.into());
+        } else {
+            self.config.databases.insert(name.into(), entry);
+        }
+        Ok(())
+    }
+
+    fn user(&mut self, name: &str, value: &str, numbers: &mut Numbers) -> Result<(), String> {
+        if name.len() >= USER_NAME_MAX {
+            return Err("username too long".into());
+        }
+        let user = User::read(value, numbers)?;
+        self.config.users.insert(name.into(), user);
+        Ok(())
     }
 }
 
-fn database(config: &mut Config, name: &str, value: &str) -> Result<(), String> {
-    if name == CONSOLE {
-        return Err(format!("database name \"{CONSOLE}\" is reserved"));
+/// A rule takes the place of an earlier one of its name.
+fn rule(rules: &mut Vec<(String, String)>, name: &str, text: &str) {
+    match rules.iter_mut().find(|(known, _)| known == name) {
+        Some(rule) => rule.1 = text.into(),
+        None => rules.push((name.into(), text.into())),
     }
-    if name.len() >= DATABASE_NAME_MAX {
-        return Err(format!("too long db name: {name}"));
-    }
-    let entry = Database::parse(name, value)?;
-    if name == "*" {
-        config.automatic = Some(value.into());
-    } else {
-        config.databases.insert(name.into(), entry);
-    }
-    Ok(())
-}
-
-fn peer(key: &str, value: &str) -> Result<(), String> {
-    let id: u32 = key.parse().unwrap_or(0);
-    if !(1..=65_536).contains(&id) {
-        return Err("ids of peers must be a number larger than 0 and at most 65536".into());
-    }
-    let pairs = database::pairs(value).ok_or("syntax error in connection string")?;
-    for (key, _) in &pairs {
-        if !matches!(key.as_str(), "host" | "port" | "pool_size") {
-            return Err(format!("unrecognized connection parameter: {key}"));
-        }
-    }
-    if !pairs.iter().any(|(key, _)| key == "host") {
-        return Err(format!("host was not provided for peer {id}"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn check(text: &str) -> Result<Loaded, Vec<String>> {
-        let mut read = |path: &Path| match path.to_str() {
-            Some("main.ini") => Ok(text.as_bytes().to_vec()),
-            Some("more.ini") => Ok(b"c = host=::1 port=6000".to_vec()),
-            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
-        };
-        load(Path::new("main.ini"), &mut read)
-            .map_err(|errors| errors.iter().map(ToString::to_string).collect())
-    }
-
-    #[test]
-    fn a_whole_file() {
-        let loaded = check(
-            "[databases]\na = host=h,i user=u password='it''s'\n* = port=1\n\"x y\" =\n\
-             %include more.ini\n[users]\nu = pool_size=3\n[pgbouncer]\npool_mode = Transaction\n\
-             server_lifetime = 2min\nadmin_users = a, b c\nio=epoll\n",
-        );
-        let Loaded { config, warnings } = loaded.expect("a valid file");
-        assert_eq!(config.databases["a"].password.as_deref(), Some("it's"));
-        assert_eq!(config.databases["a"].hosts, ["h", "i"]);
-        assert_eq!(config.databases["c"].port, 6000);
-        assert_eq!(config.databases["x y"].dbname, "x y");
-        assert_eq!(config.automatic.as_deref(), Some("port=1"));
-        assert_eq!(config.users["u"].pool_size, Some(3));
-        assert_eq!(config.settings.server_lifetime.as_secs(), 120);
-        assert_eq!(config.settings.admin_users.list, ["a", "b", "c"]);
-        assert_eq!(warnings[0].text, "setting io has no effect in this version");
-    }
-
-    #[test]
-    fn every_error_is_told_with_its_place() {
-        let errors = check(
-            "x=1\n[pgbouncer]\nnope = 1\nmax_client_conn = many\n= 2\n[what]\n\
-             [databases]\npgbouncer = host=h\nd = host=\ne = port=0\nf = hist=1\n",
-        );
-        let errors = errors.expect_err("a broken file");
-        let firsts: Vec<&str> = errors.iter().filter_map(|e| e.lines().next()).collect();
-        assert_eq!(
-            firsts,
-            [
-                "load_init_file: value without section: x",
-                "syntax error in configuration (main.ini:5)",
-                "invalid section \"what\" in configuration (main.ini:6)",
-                "unknown parameter: pgbouncer/nope",
-                "invalid value \"many\" for parameter max_client_conn in configuration \
-                 (main.ini:4)",
-                "database name \"pgbouncer\" is reserved",
-                "syntax error in connection string",
-                "invalid port: 0",
-                "unrecognized connection parameter: hist",
-            ]
-        );
-        assert_eq!(
-            errors[4].lines().skip(1).collect::<Vec<_>>(),
-            ["main.ini:4:19", "max_client_conn = many", "                  ^"]
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_panics(
-            text in "(\\[pgbouncer\\]\n|\\[databases\\]\n|[ -~é]{0,12}[=\n']?){0,8}") {
-            let _ = check(&text);
-        }
-    }
-}
+mod tests;

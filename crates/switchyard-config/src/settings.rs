@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+pub use crate::value::Written;
 use crate::value::{
     AuthType, Bytes, DrainAction, Fencing, Io, LostTransaction, Names, OnError, PoolMode,
     RouteInTransaction, RouteNone, RouteUnknown, SessionRelink, SslMode, Tag, UntrackedSet, Value,
@@ -104,6 +105,25 @@ macro_rules! settings {
                 match key {
                     $(stringify!($name) => State::$state == State::Inert,)*
                     _ => false,
+                }
+            }
+
+            /// Whether a text is a value of a key.
+            pub fn is_value(key: &str, text: &str) -> bool {
+                match key {
+                    $(stringify!($name) => <$kind as Value>::parse(text).is_some(),)*
+                    _ => false,
+                }
+            }
+
+            /// In which form a value is written; `None` if it is none.
+            pub fn written(key: &str, text: &str) -> Option<Written> {
+                if !Settings::is_value(key, text) {
+                    return None;
+                }
+                match key {
+                    $(stringify!($name) => Some(<$kind as Value>::written(text)),)*
+                    _ => None,
                 }
             }
 

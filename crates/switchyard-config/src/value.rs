@@ -8,6 +8,21 @@ pub trait Value: Sized + Clone + PartialEq {
     fn parse(text: &str) -> Option<Self>;
     /// Text of SHOW CONFIG; `None` shows as NULL.
     fn show(&self) -> Option<String>;
+    /// In which form a value is written.
+    fn written(_text: &str) -> Written {
+        Written::Plain
+    }
+}
+
+/// The form of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// As PgBouncer reads it.
+    Plain,
+    /// With a unit.
+    Unit,
+    /// A word in place of 0 or 1.
+    Word,
 }
 
 impl Value for bool {
@@ -22,14 +37,22 @@ impl Value for bool {
     fn show(&self) -> Option<String> {
         Some(u8::from(*self).to_string())
     }
+
+    fn written(text: &str) -> Written {
+        if integer(text).is_some() { Written::Plain } else { Written::Word }
+    }
 }
 
 /// Decimal, `0x` hexadecimal or `0` octal, whole text.
 fn integer(text: &str) -> Option<i64> {
     let (digits, sign) = match text.strip_prefix('-') {
         Some(digits) => (digits, -1),
-        None => (text, 1),
+        None => (text.strip_prefix('+').unwrap_or(text), 1),
     };
+    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let digits = digits.to_ascii_lowercase();
     let number = if let Some(hex) = digits.strip_prefix("0x") {
         i64::from_str_radix(hex, 16).ok()?
     } else if digits.len() > 1 && digits.starts_with('0') {
@@ -68,6 +91,11 @@ impl Value for Duration {
 
     fn show(&self) -> Option<String> {
         Some(self.as_secs_f64().to_string())
+    }
+
+    fn written(text: &str) -> Written {
+        let unit = text.contains(|c: char| c.is_ascii_alphabetic());
+        if unit { Written::Unit } else { Written::Plain }
     }
 }
 

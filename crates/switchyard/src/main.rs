@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use switchyard::log::{Level, Log, Stderr};
-use switchyard::reload;
+use switchyard::reload::{self, Occasion};
 use switchyard::services::Services;
 use switchyard::shared::Shared;
 use switchyard::worker::console::program;
@@ -73,7 +73,8 @@ fn main() -> ExitCode {
 enum Never {}
 
 fn start(path: &std::path::Path, arguments: &Arguments, log: &Arc<Log>) -> Result<Never, String> {
-    let config = reload::read_config(path, log).ok_or("cannot load config file")?;
+    let config =
+        reload::read_config(path, log, Occasion::Start).ok_or("cannot load config file")?;
     reload::apply_log(log, &config);
     let user = arguments.user.clone().or(config.settings.user.clone());
     listen::become_user(user.as_deref())?;

@@ -94,11 +94,12 @@ fn users(config: &Config, log: &Log) -> HashMap<String, Secret> {
 /// Sizes and times of a pool.
 pub fn limits(snapshot: &Snapshot, definition: &Database, user: &str) -> Limits {
     let settings = &snapshot.config.settings;
+    let overrides = snapshot.overrides(definition, user);
     let check = !settings.server_check_query.is_empty();
     let cluster = definition.topology_query.is_some();
     Limits {
-        size: definition.pool_size(snapshot.user(user), settings),
-        lifetime: definition.server_lifetime(settings),
+        size: overrides.pool_size(),
+        lifetime: overrides.server_lifetime(),
         idle_timeout: settings.server_idle_timeout,
         check_delay: check.then_some(settings.server_check_delay),
         // A client of a cluster waits for its node, so that a retry has to come soon.
@@ -115,8 +116,8 @@ pub fn limits(snapshot: &Snapshot, definition: &Database, user: &str) -> Limits 
 }
 
 fn standby(snapshot: &Snapshot, definition: &Database) -> Standby {
-    let text = definition.other("standby_connections");
-    match text.unwrap_or(&snapshot.config.settings.standby_connections).parse() {
+    let global = &snapshot.config.settings.standby_connections;
+    match definition.other("standby_connections").unwrap_or(global).parse() {
         Ok(count) => Standby::Fixed(count),
         Err(_) => Standby::Auto,
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use switchyard_config::{Config, load};
+use switchyard_config::{Config, Severity, load};
 
 use crate::entries::Entry;
 use crate::log::{Level, Log};
@@ -13,29 +13,35 @@ use crate::options;
 use crate::shared::Shared;
 use crate::worker::Message;
 
+/// When a file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// At start, when settings without effect are told.
+    Start,
+    /// While the process runs.
+    Reload,
+}
+
 /// Loads a file; errors and warnings go to the log.
-pub fn read_config(path: &Path, log: &Log) -> Option<Config> {
-    match load(path, &mut |path| std::fs::read(path)) {
-        Ok(loaded) => {
-            for warning in &loaded.warnings {
-                log.write(Level::Warning, &warning.to_string());
-            }
-            Some(loaded.config)
-        }
-        Err(errors) => {
-            for error in &errors {
-                log.write(Level::Error, &error.to_string());
-            }
-            None
-        }
+pub fn read_config(path: &Path, log: &Log, occasion: Occasion) -> Option<Config> {
+    let loaded = load(path, &mut |path| std::fs::read(path));
+    for one in &loaded.found {
+        let level = match one.severity {
+            Severity::Error => Level::Error,
+            Severity::Warning => Level::Warning,
+            Severity::Ignored if occasion == Occasion::Start => Level::Warning,
+            Severity::Ignored | Severity::Better => continue,
+        };
+        log.write(level, &one.to_string());
     }
+    loaded.config
 }
 
 /// Reads the configuration again. Answers whether it was valid.
 pub fn reload(shared: &Arc<Shared>) -> bool {
     let old = shared.snapshot();
     let path = old.config.settings.conffile.clone().unwrap_or_default();
-    let Some(mut config) = read_config(Path::new(&path), &shared.log) else {
+    let Some(mut config) = read_config(Path::new(&path), &shared.log, Occasion::Reload) else {
         shared.log.write(Level::Warning, "config file loading failed");
         return false;
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use switchyard_auth::secret::Secret;
-use switchyard_config::{Config, Database, PoolMode, User};
+use switchyard_config::{Config, Database, Overrides, PoolMode, User};
 use switchyard_core::params::Tracked;
 use switchyard_io::SocketOptions;
 
@@ -75,7 +75,12 @@ pub struct Snapshot {
 impl Snapshot {
     /// Pool mode of a pool: user, database, global.
     pub fn pool_mode(&self, database: &Database, user: &str) -> PoolMode {
-        database.pool_mode(self.config.users.get(user), &self.config.settings)
+        self.overrides(database, user).pool_mode()
+    }
+
+    /// Values in force for a login user on an entry, or for a pool of it.
+    pub fn overrides<'a>(&'a self, database: &'a Database, user: &str) -> Overrides<'a> {
+        self.config.overrides(database, user)
     }
 
     /// Settings of a user, if it has any.
@@ -85,7 +90,7 @@ impl Snapshot {
 
     /// How long the queries of a login user on a database wait; `None` means for ever.
     pub fn query_wait_timeout(&self, database: &Database, user: &str) -> Option<Duration> {
-        let timeout = database.query_wait_timeout(self.user(user), &self.config.settings);
+        let timeout = self.overrides(database, user).query_wait_timeout();
         (!timeout.is_zero()).then_some(timeout)
     }
 }

@@ -60,6 +60,7 @@ impl Worker {
             let Database { hosts, port, dbname, user, .. } = &*entry.definition();
             let definition = entry.definition();
             let servers: usize = entry.pools().iter().map(|p| p.lock().machine.len()).sum();
+            let overrides = self.snapshot.overrides(&definition, "");
             let own = |own: Option<i64>, global: i64| text(own.unwrap_or(global));
             let balance = (hosts.len() > 1).then(|| definition.load_balance_hosts.show());
             let paused = self.shared.lifecycle().is_paused_alone(&entry.name);
@@ -73,12 +74,12 @@ impl Worker {
                 own(definition.pool_size, settings.default_pool_size),
                 own(definition.min_pool_size, settings.min_pool_size),
                 own(definition.reserve_pool_size, settings.reserve_pool_size),
-                text(definition.server_lifetime(settings).as_secs()),
+                text(overrides.server_lifetime().as_secs()),
                 definition.pool_mode.and_then(|mode| mode.show()),
                 balance.flatten(),
-                own(definition.max_db_connections, settings.max_db_connections),
+                text(overrides.max_db_connections()),
                 text(servers),
-                text(definition.client_limit(settings)),
+                text(overrides.max_db_client_connections()),
                 text(entry.clients.load(Ordering::Relaxed)),
                 text(u8::from(paused)),
                 text(u8::from(disabled)),

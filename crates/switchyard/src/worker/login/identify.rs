@@ -44,7 +44,9 @@ impl Worker {
             return fatal(self, "username too long");
         }
         let privileged = settings.admin_users.contains(&user);
-        let db_limit = entry.as_ref().map_or(0, |e| e.definition().client_limit(settings));
+        let db_limit = entry.as_ref().map_or(0, |entry| {
+            snapshot.overrides(&entry.definition(), &user).max_db_client_connections()
+        });
         if db_limit > 0 && !privileged && db_count.is_some_and(|count| count >= db_limit) {
             return fatal(self, "client connections exceeded (max_db_client_connections)");
         }
