@@ -1,7 +1,11 @@
-//! How clients and servers prove who they are: secrets, MD5, SCRAM-SHA-256, the userlist file.
-//! Pure: nonces and salts come in as arguments.
+//! How clients and servers prove who they are: secrets, MD5, SCRAM-SHA-256, the userlist, HBA and
+//! ident files.
+//! Pure: files, nonces and salts come in as arguments.
 
+pub mod hba;
+pub mod ident;
 pub mod md5;
 pub mod scram;
 pub mod secret;
 pub mod userlist;
+mod words;
