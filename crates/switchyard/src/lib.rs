@@ -15,4 +15,5 @@ pub mod shared;
 pub mod signals;
 pub mod snapshot;
 pub mod statistics;
+pub mod tls;
 pub mod worker;

@@ -106,7 +106,7 @@ impl Worker {
         let key = self.clients.insert(Box::new(Client::new(number, stream, peer, self.now)));
         let token = Source::Client(key).token();
         let Some(client) = self.clients.get_mut(key) else { return };
-        if self.poller.register(&mut client.stream, token, Watch::Input).is_err() {
+        if self.poller.register(client.stream.socket(), token, Watch::Input).is_err() {
             self.forget_client(key);
         }
     }

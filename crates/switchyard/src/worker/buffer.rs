@@ -4,6 +4,8 @@ use std::io;
 
 use switchyard_io::Stream;
 
+use crate::tls::Transport;
+
 /// Bytes waiting for room in a socket.
 #[derive(Debug, Default)]
 pub struct Pending {
@@ -23,12 +25,35 @@ impl Pending {
         self.bytes.len() - self.sent
     }
 
-    /// Sends `bytes` behind what waits already; what does not fit waits.
+    /// Sends `bytes` behind what waits already; what does not fit waits. What waits is what goes
+    /// over the wire: with TLS, records that are sealed already.
     #[inline]
-    pub fn send(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+    pub fn send(&mut self, stream: &mut Transport, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
+        match stream.seal(bytes)? {
+            None => self.put(stream.socket(), bytes),
+            Some(sealed) => self.put(stream.socket(), &sealed),
+        }
+    }
+
+    /// Sends what TLS itself has to say.
+    pub fn send_unsent(&mut self, stream: &mut Transport) -> io::Result<()> {
+        let bytes = stream.unsent();
+        self.put(stream.socket(), &bytes)
+    }
+
+    /// Sends the last word of TLS before a connection is closed, unless something waits: in the
+    /// middle of a record it would not be understood.
+    pub fn say_goodbye(&mut self, stream: &mut Transport) {
+        if self.bytes.is_empty() {
+            stream.say_goodbye();
+        }
+    }
+
+    #[inline]
+    fn put(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
         if self.bytes.is_empty() {
             let sent = stream.send(bytes)?;
             if sent < bytes.len() {
@@ -41,7 +66,8 @@ impl Pending {
     }
 
     /// The socket has room again.
-    pub fn flush(&mut self, stream: &mut Stream) -> io::Result<()> {
+    pub fn flush(&mut self, stream: &mut Transport) -> io::Result<()> {
+        let stream = stream.socket();
         while self.sent < self.bytes.len() {
             let count = stream.send(&self.bytes[self.sent..])?;
             if count == 0 {

@@ -8,6 +8,7 @@ use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Ready, Recv, Stream};
 use switchyard_wire::build;
 
+use crate::tls::Transport;
 use crate::worker::client::{Activity, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::message::Message;
@@ -17,7 +18,7 @@ use crate::worker::{Source, Worker};
 /// A connection that carries a cancel request to a server.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    stream: Stream,
+    stream: Transport,
     progress: Progress,
     /// The server's slot.
     slot: Key,
@@ -80,12 +81,13 @@ impl Worker {
         server.cancels += 1;
         let key = server.key.clone();
         let (progress, started) = (Progress::Connecting, self.now);
+        let stream = stream.into();
         let outgoing = Outgoing { stream, progress, slot, key, requester, started };
         let key = self.cancels.insert(outgoing);
         let token = Source::Cancel(key).token();
         if let Some(outgoing) = self.cancels.get_mut(key) {
             // Failure shows as a request that never ends: cancel_wait_timeout ends it.
-            let _ = self.poller.register(&mut outgoing.stream, token, Watch::Both);
+            let _ = self.poller.register(outgoing.stream.socket(), token, Watch::Both);
         }
     }
 
@@ -94,8 +96,8 @@ impl Worker {
         if outgoing.progress == Progress::Connecting && event.writable {
             let mut bytes = Vec::new();
             build::cancel_request(&mut bytes, &outgoing.key);
-            let connected = outgoing.stream.connected();
-            let sent = connected.and_then(|()| outgoing.stream.send(&bytes));
+            let connected = outgoing.stream.peek_socket().connected();
+            let sent = connected.and_then(|()| outgoing.stream.socket().send(&bytes));
             if sent.is_ok_and(|count| count == bytes.len()) {
                 outgoing.progress = Progress::Sent;
             } else {
@@ -105,7 +107,7 @@ impl Worker {
         let Some(outgoing) = self.cancels.get_mut(key) else { return };
         if event.readable {
             let mut nothing = [0; 64];
-            match outgoing.stream.recv(&mut nothing) {
+            match outgoing.stream.socket().recv(&mut nothing) {
                 Recv::Bytes(_) | Recv::Blocked => {}
                 Recv::Eof | Recv::Failed(_) => {
                     self.cancel_ended(key, "successfully sent cancel request");

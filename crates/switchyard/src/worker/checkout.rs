@@ -102,13 +102,13 @@ impl Worker {
         }
         if let Some(home) = self.shared.workers().get(usize::from(server.home.0)) {
             // Failure means that the socket is dead, which its next use will tell.
-            let _ = home.registry.deregister(&mut server.stream);
+            let _ = home.registry.deregister(server.stream.socket());
             home.sender.send(Message::Vacate(server.slot));
         }
         let slot = Slot { pool: Arc::clone(&server.pool), id: server.id, here: None };
         let key = self.servers.insert(slot);
         let token = Source::Server(key).token();
-        let _ = self.poller.register(&mut server.stream, token, Watch::Input);
+        let _ = self.poller.register(server.stream.socket(), token, Watch::Input);
         server.slot = key;
         server.home = self.id;
         if let Some(slot) = self.servers.get_mut(key) {

@@ -14,6 +14,7 @@ use switchyard_io::{Key, Peer, Stream};
 use crate::entries::Entry;
 use crate::pools::SharedPool;
 use crate::shared::Shared;
+use crate::tls::Transport;
 use crate::worker::buffer::Pending;
 use crate::worker::console::ConsoleClient;
 use crate::worker::hooking::Asking;
@@ -100,7 +101,7 @@ pub struct Client {
     /// Number shown to operators.
     pub number: u64,
     /// The socket.
-    pub stream: Stream,
+    pub stream: Transport,
     /// Other end.
     pub peer: Peer,
     /// Progress.
@@ -151,7 +152,7 @@ impl Client {
     pub fn new(number: u64, stream: Stream, peer: Peer, now: Instant) -> Self {
         Client {
             number,
-            stream,
+            stream: stream.into(),
             peer,
             stage: Stage::Start,
             input: Vec::new(),

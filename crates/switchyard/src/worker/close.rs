@@ -124,13 +124,14 @@ impl Worker {
         }
         let mut nothing = [0; 4096];
         for _ in 0..DRAIN_READS {
-            let Recv::Bytes(_) = client.stream.recv(&mut nothing) else { return };
+            let Recv::Bytes(_) = client.stream.socket().recv(&mut nothing) else { return };
         }
     }
 
     /// Forgets a client whose last byte was sent.
     pub(super) fn forget_client(&mut self, key: Key) {
-        let Some(client) = self.clients.remove(key) else { return };
+        let Some(mut client) = self.clients.remove(key) else { return };
+        client.output.say_goodbye(&mut client.stream);
         self.shared.remove_key(&client.key);
         self.shared.client_left(self.id);
         if let Some(identity) = &client.identity {
@@ -183,6 +184,7 @@ impl Worker {
         build::empty(&mut bytes, frontend::TERMINATE);
         // The server may be gone; then nobody needs the good-bye.
         let _ = server.output.send(&mut server.stream, &bytes);
+        server.output.say_goodbye(&mut server.stream);
     }
 
     /// Closes a server that nobody is linked to.

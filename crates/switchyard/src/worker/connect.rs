@@ -138,7 +138,7 @@ impl Worker {
             pool: opening.pool,
             lane: opening.lane,
             node: opening.node,
-            stream,
+            stream: stream.into(),
             slot,
             home: self.id,
             purpose: Want::Writer,
@@ -159,7 +159,7 @@ impl Worker {
         });
         let token = Source::Server(slot).token();
         // Failure shows as a connection that never becomes writable: the timeout ends it.
-        let _ = self.poller.register(&mut server.stream, token, Watch::Both);
+        let _ = self.poller.register(server.stream.socket(), token, Watch::Both);
         if let Some(place) = self.servers.get_mut(slot) {
             place.here = Some(server);
         }
@@ -173,10 +173,10 @@ impl Worker {
         if !event.writable && !event.closed {
             return;
         }
-        if server.stream.connected().is_err() {
+        if server.stream.peek_socket().connected().is_err() {
             return self.server_failed(key, "connect failed");
         }
-        server.local = server.stream.local_addr();
+        server.local = server.stream.peek_socket().local_addr();
         let Stage::Connecting(login) = std::mem::replace(&mut server.stage, Stage::Between) else {
             return;
         };

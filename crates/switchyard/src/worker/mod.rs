@@ -270,14 +270,14 @@ impl Worker {
         if let Some(client) = self.clients.get_mut(key) {
             let token = Source::Client(key).token();
             // Failure shows as an end of the connection at its next use.
-            let _ = self.poller.reregister(&mut client.stream, token, watch);
+            let _ = self.poller.reregister(client.stream.socket(), token, watch);
         }
     }
 
     fn watch_server(&mut self, key: Key, watch: Watch) {
         if let Some(server) = self.servers.get_mut(key).and_then(|slot| slot.here.as_mut()) {
             let token = Source::Server(key).token();
-            let _ = self.poller.reregister(&mut server.stream, token, watch);
+            let _ = self.poller.reregister(server.stream.socket(), token, watch);
         }
     }
 }

@@ -108,8 +108,8 @@ impl Worker {
             } else {
                 self.use_input(key);
             }
-            let ended = self.clients.get(key).is_some_and(|c| c.unread == Unread::End);
-            if count < room && !ended {
+            let Some(client) = self.clients.get(key) else { return };
+            if client.stream.is_drained(count, room) && client.unread != Unread::End {
                 return;
             }
         }
@@ -288,8 +288,7 @@ impl Worker {
             return;
         }
         if matches!(client.stage, Stage::Leaving) {
-            self.clients.remove(key);
-            return;
+            return self.forget_client(key);
         }
         let server = client.server();
         self.watch_client(key, Watch::Input);
@@ -369,9 +368,11 @@ impl Worker {
                     self.spare.recycle(std::mem::take(&mut server.input));
                 }
             }
-            let ended = self.servers.get(key).and_then(|slot| slot.here.as_ref());
-            let ended = ended.is_some_and(|server| server.unread == Unread::End);
-            let drained = kept + count < scratch.len() && !ended;
+            let room = scratch.len() - kept;
+            let server = self.servers.get(key).and_then(|slot| slot.here.as_ref());
+            let drained = server.is_none_or(|server| {
+                server.stream.is_drained(count, room) && server.unread != Unread::End
+            });
             self.scratch = scratch;
             if drained {
                 return self.give_back(key);

@@ -8,9 +8,10 @@ use switchyard_core::ids::{LaneId, ServerId, WorkerId};
 use switchyard_core::pool::Want;
 use switchyard_core::server::link::Link;
 use switchyard_core::server::login::ServerLogin;
-use switchyard_io::{Key, Remote, Stream};
+use switchyard_io::{Key, Remote};
 
 use crate::pools::SharedPool;
+use crate::tls::Transport;
 use crate::worker::buffer::Pending;
 
 /// What a server connection is doing.
@@ -53,7 +54,7 @@ pub struct Server {
     /// Name of that node, empty for plain entries.
     pub node: String,
     /// The socket.
-    pub stream: Stream,
+    pub stream: Transport,
     /// Slot in its home worker's table.
     pub slot: Key,
     /// Home worker.

@@ -21,7 +21,7 @@ impl Worker {
             Peer::Tcp(address) => (address.ip().to_string(), i64::from(address.port())),
             Peer::Unix { .. } => ("unix".into(), port),
         };
-        let (local, local_port) = match client.stream.local_addr() {
+        let (local, local_port) = match client.stream.peek_socket().local_addr() {
             Some(address) => (address.ip().to_string(), i64::from(address.port())),
             None => ("unix".into(), port),
         };
