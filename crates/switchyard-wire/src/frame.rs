@@ -26,6 +26,11 @@ impl BadHeader {
     }
 }
 
+/// The bytes that are named when those at the start of `buf` are no header.
+pub fn hint(buf: &[u8]) -> &[u8] {
+    &buf[..buf.len().min(8)]
+}
+
 /// Reads the head at the start of `buf`; `None` while fewer than five bytes are there.
 /// `limit` is the largest acceptable message in bytes (`max_packet_size`).
 #[inline]

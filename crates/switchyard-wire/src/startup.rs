@@ -1,6 +1,7 @@
 //! The untyped first messages of a connection ("Start-up", "SSL Session Encryption",
 //! "Canceling Requests in Progress").
 
+use crate::frame;
 use crate::read::cstr;
 
 /// Version word of a CancelRequest.
@@ -31,14 +32,25 @@ pub enum First<'a> {
     Startup(u32, &'a [u8], usize),
     /// A typed password message, which has no place here.
     Password,
+    /// Another typed message, which has none either.
+    Typed,
     /// Neither; the header bytes.
     Bad(&'a [u8]),
 }
 
 /// Reads the first message at the start of `buf`.
 pub fn first(buf: &[u8]) -> First<'_> {
-    if buf.first() == Some(&b'p') {
-        return First::Password;
+    match buf.first() {
+        Some(b'p') => return First::Password,
+        Some(0) | None => {}
+        // No length below 2^24 begins with another byte, so this is a type.
+        Some(_) => {
+            return match frame::peek(buf, i32::MAX as usize) {
+                Ok(None) => First::More,
+                Ok(Some(_)) => First::Typed,
+                Err(_) => First::Bad(frame::hint(buf)),
+            };
+        }
     }
     let Some((head, _)) = buf.split_first_chunk::<8>() else { return First::More };
     let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
@@ -93,6 +105,10 @@ mod tests {
         out.clear();
         build::cancel_request(&mut out, &[7; 8]);
         assert_eq!(first(&out), First::Cancel(&[7; 8]));
-        assert_eq!(first(b"GET / HTTP/1.1\r\n"), First::Bad(b"GET / HT"));
+        assert_eq!(first(b"GET / HTTP/1.1\r\n"), First::Typed);
+        assert_eq!(first(b"Q\0\0\0"), First::More);
+        assert_eq!(first(b"Q\0\0\0\x03"), First::Bad(b"Q\0\0\0\x03"));
+        assert_eq!(first(&[0xff; 64]), First::Bad(&[0xff; 8]));
+        assert_eq!(first(b"\0\0\0\x07\0\x03\0\0"), First::Bad(b"\0\0\0\x07\0\x03\0\0"));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Not here: who the client is (`login`), whether its database exists. Texts are PgBouncer's.
 
-use switchyard_wire::startup::{VERSION_3_0, parameters};
+use switchyard_wire::startup::{VERSION_3_2, parameters};
 
 use crate::params::{APPLICATION_NAME, Params, Tracked};
 
@@ -17,9 +17,25 @@ pub struct StartupRequest {
     pub params: Params,
     /// Kind of replication connection.
     pub replication: Replication,
+    /// `options` as sent, for replication connections, whose server reads them.
+    pub options: Vec<u8>,
+    /// What both sides speak.
+    pub version: Version,
     /// Options to be named in a NegotiateProtocolVersion, if one is due.
     pub negotiate: Option<Vec<Vec<u8>>>,
 }
+
+/// A version of the protocol that is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// 3.0: cancel keys have eight bytes.
+    V3_0,
+    /// 3.2: cancel keys have up to 256 bytes.
+    V3_2,
+}
+
+/// The newest version that is spoken, as NegotiateProtocolVersion names it.
+pub const NEWEST: u32 = VERSION_3_2;
 
 /// The startup parameter `replication`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +79,12 @@ pub struct StartupRules<'a> {
     pub suffix: Option<&'a str>,
 }
 
+impl StartupRules<'_> {
+    fn ignores(&self, word: &[u8]) -> bool {
+        self.ignore.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(word))
+    }
+}
+
 /// Reads a startup packet's body.
 pub fn read(
     version: u32,
@@ -80,16 +102,23 @@ pub fn read(
         database: String::new(),
         params: Params::unset(rules.tracked),
         replication: Replication::None,
-        negotiate: (version != VERSION_3_0).then(Vec::new),
+        options: Vec::new(),
+        // 3.1 was never used; nothing in it differs from 3.0.
+        version: if version >= VERSION_3_2 { Version::V3_2 } else { Version::V3_0 },
+        negotiate: (version > NEWEST).then(Vec::new),
     };
-    if let Some((_, value)) = pairs.iter().find(|(name, _)| *name == b"replication") {
-        request.replication = replication(value);
+    // Whether `options` are read here depends on it, wherever it stands.
+    for (_, value) in pairs.iter().filter(|(name, _)| *name == b"replication") {
+        request.replication = replication(value)?;
     }
     for &(name, value) in &pairs {
         match name {
             b"user" => request.user = text(value),
             b"database" => request.database = text(value),
             b"replication" => {}
+            b"options" if request.replication != Replication::None => {
+                request.options = value.into();
+            }
             b"options" => options(value, rules, &mut request)?,
             _ if name.starts_with(b"_pq_.") => {
                 request.negotiate.get_or_insert_default().push(name.to_vec());
@@ -125,9 +154,7 @@ fn parameter(
         request.params.set(index, value);
         return Ok(());
     }
-    let ignored =
-        |word: &[u8]| rules.ignore.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(word));
-    if ignored(name) || (!place.is_empty() && ignored(b"options")) {
+    if rules.ignores(name) || (!place.is_empty() && rules.ignores(b"options")) {
         return Ok(());
     }
     let (name, value) = (text(name), text(value));
@@ -143,8 +170,6 @@ fn options(
     rules: StartupRules<'_>,
     request: &mut StartupRequest,
 ) -> Result<(), StartupError> {
-    let refused = "unsupported options startup parameter: \
-                   only '-c config=val' and '--config=val' are allowed";
     let mut words = words(value).into_iter();
     while let Some(word) = words.next() {
         let pair = if word == b"-c" {
@@ -152,14 +177,27 @@ fn options(
         } else if let Some(rest) = word.strip_prefix(b"-c").or(word.strip_prefix(b"--")) {
             rest.to_vec()
         } else {
-            return fatal(refused);
+            return refused_options(value, rules);
         };
         let Some(equals) = pair.iter().position(|byte| *byte == b'=') else {
-            return fatal(refused);
+            return refused_options(value, rules);
         };
         parameter(&pair[..equals], &pair[equals + 1..], rules, " in options", request)?;
     }
     Ok(())
+}
+
+/// Options that cannot be read, which is all right for those who drop them.
+fn refused_options(value: &[u8], rules: StartupRules<'_>) -> Result<(), StartupError> {
+    if rules.ignores(b"options") {
+        return Ok(());
+    }
+    Err(StartupError {
+        fatal: "unsupported options startup parameter: \
+                only '-c config=val' and '--config=val' are allowed"
+            .into(),
+        warning: Some(format!("unsupported startup parameter: options={}", text(value))),
+    })
 }
 
 fn words(value: &[u8]) -> Vec<Vec<u8>> {
@@ -177,16 +215,19 @@ fn words(value: &[u8]) -> Vec<Vec<u8>> {
     words
 }
 
-fn replication(value: &[u8]) -> Replication {
-    let value = value.to_ascii_lowercase();
-    let is = |word: &[u8], min: usize| value.len() >= min && word.starts_with(&value);
+fn replication(value: &[u8]) -> Result<Replication, StartupError> {
     if value == b"database" {
-        Replication::Logical
-    } else if is(b"true", 1) || is(b"yes", 1) || is(b"on", 2) || value == b"1" {
-        Replication::Physical
-    } else {
-        Replication::None
+        return Ok(Replication::Logical);
     }
+    let word = value.to_ascii_lowercase();
+    let is = |whole: &[u8], min: usize| word.len() >= min && whole.starts_with(&word);
+    if is(b"true", 1) || is(b"yes", 1) || is(b"on", 2) || word == b"1" {
+        return Ok(Replication::Physical);
+    }
+    if is(b"false", 1) || is(b"no", 1) || is(b"off", 2) || word == b"0" {
+        return Ok(Replication::None);
+    }
+    fatal(&format!("invalid value for parameter \"replication\": \"{}\"", text(value)))
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -198,44 +239,4 @@ fn fatal<T>(text: &str) -> Result<T, StartupError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(pairs: &[(&str, &str)], expected: Result<&str, &str>) {
-        let mut body = Vec::new();
-        for (name, value) in pairs {
-            body.extend_from_slice(format!("{name}\0{value}\0").as_bytes());
-        }
-        body.push(0);
-        let tracked = Tracked::new(&[]);
-        let ignore = ["extra_float_digits".to_string()];
-        let rules = StartupRules { tracked: &tracked, ignore: &ignore, suffix: Some(" - here") };
-        let found = read(VERSION_3_0, &body, rules).map(|request| {
-            let name = request.params.value(APPLICATION_NAME).map(text).unwrap_or_default();
-            format!("{}/{} {name} {:?}", request.database, request.user, request.replication)
-        });
-        assert_eq!(found.as_deref().map_err(|error| error.fatal.as_str()), expected);
-    }
-
-    #[test]
-    fn packets() {
-        check(&[("user", "u")], Ok("u/u app - here None"));
-        check(&[("user", "u"), ("database", "d"), ("application_name", "x")], {
-            Ok("d/u x - here None")
-        });
-        check(&[("user", "u"), ("replication", "on")], Ok("u/u app - here Physical"));
-        check(&[("user", "u"), ("extra_float_digits", "3")], Ok("u/u app - here None"));
-        check(&[("user", "u"), ("options", r"-c application_name=a\ b")], {
-            Ok("u/u a b - here None")
-        });
-        check(&[("user", "u"), ("options", "--x=1")], {
-            Err("unsupported startup parameter in options: x")
-        });
-        check(&[("user", "u"), ("geqo", "off")], Err("unsupported startup parameter: geqo"));
-        check(&[("database", "d")], Err("no username supplied"));
-        check(&[("user", "u"), ("options", "-d 5")], {
-            Err("unsupported options startup parameter: \
-                 only '-c config=val' and '--config=val' are allowed")
-        });
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use switchyard_core::client::startup::{self, StartupRules};
 use switchyard_io::{Key, Peer};
 use switchyard_wire::build;
-use switchyard_wire::startup::{First, VERSION_3_0, first};
+use switchyard_wire::startup::{First, first};
 
 use crate::log::Level;
 use crate::worker::close::Farewell;
@@ -43,6 +43,10 @@ impl Worker {
                 len
             }
             First::Password => fatal(self, "client password pkt before startup packet"),
+            First::Typed => {
+                self.close_client(key, "bad packet", Farewell::Silent);
+                data.len()
+            }
             First::Bad(head) => {
                 let hex: String = head.iter().map(|byte| format!("{byte:02x}")).collect();
                 fatal(self, &format!("bad packet header: '{hex}'"))
@@ -56,7 +60,11 @@ impl Worker {
         let Some(client) = self.clients.get(key) else { return };
         let suffix = settings.application_name_add_host.then(|| match client.peer {
             Peer::Tcp(address) => format!(" - {address}"),
-            Peer::Unix { pid, .. } => format!(" - unix({pid}):{}", settings.listen_port),
+            Peer::Unix { pid, .. } => {
+                let name = rustix::system::uname();
+                let host = name.nodename().to_string_lossy();
+                format!(" - unix({pid}@{host}):{}", settings.listen_port)
+            }
         });
         let rules = StartupRules {
             tracked: &snapshot.tracked,
@@ -80,7 +88,7 @@ impl Worker {
         }
         if let Some(options) = &request.negotiate {
             let mut bytes = Vec::new();
-            build::negotiate_protocol(&mut bytes, VERSION_3_0, options);
+            build::negotiate_protocol(&mut bytes, startup::NEWEST, options);
             self.say(key, &bytes);
         }
         self.identify(key, request);
