@@ -13,6 +13,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub struct Client {
     output: TcpStream,
     input: BufReader<TcpStream>,
+    ended: bool,
 }
 
 impl Client {
@@ -25,7 +26,7 @@ impl Client {
         let mut body = b"\0\x03\0\0user\0postgres\0database\0".to_vec();
         body.extend_from_slice(database.as_bytes());
         body.extend_from_slice(b"\0\0");
-        let mut client = Client { output, input };
+        let mut client = Client { output, input, ended: false };
         let mut message = (body.len() as u32 + 4).to_be_bytes().to_vec();
         message.append(&mut body);
         client.output.write_all(&message)?;
@@ -40,8 +41,14 @@ impl Client {
         message.extend_from_slice(&(sql.len() as u32 + 5).to_be_bytes());
         message.extend_from_slice(sql.as_bytes());
         message.push(0);
-        self.output.write_all(&message)?;
-        self.answer()
+        let answer = self.output.write_all(&message).and_then(|()| self.answer());
+        self.ended = answer.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Other);
+        answer
+    }
+
+    /// Whether the connection has not ended.
+    pub fn is_open(&self) -> bool {
+        !self.ended
     }
 
     /// Reads up to ReadyForQuery.

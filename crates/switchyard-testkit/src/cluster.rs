@@ -4,13 +4,14 @@
 use std::io;
 use std::time::Instant;
 
-use crate::{Client, Postgres, wait_until};
+use crate::faults::watch;
+use crate::{Postgres, wait_until};
 
 /// A running cluster. The table `nodes` lists its nodes for a topology query.
 #[derive(Debug)]
 pub struct Cluster {
-    nodes: Vec<Postgres>,
-    writer: usize,
+    pub(crate) nodes: Vec<Postgres>,
+    pub(crate) writer: usize,
 }
 
 /// A change of writer as seen on the servers themselves.
@@ -20,6 +21,8 @@ pub struct Change {
     pub old: u16,
     /// Port of the writer now.
     pub new: u16,
+    /// When the old writer took no more writes.
+    pub gone: Instant,
     /// When the first commit made directly on the new writer was acknowledged.
     pub accepted: Instant,
 }
@@ -85,36 +88,54 @@ impl Cluster {
         self.promote(old)
     }
 
-    /// Promotes the standby that has received most, after pointing the others to it.
+    /// Promotes the standby that has received most, after the stream of the old writer has ended.
     fn promote(&mut self, old: usize) -> io::Result<Change> {
-        let received = "select pg_last_wal_receive_lsn() - '0/0'::pg_lsn";
-        let mut best = (0, old);
+        let gone = Instant::now();
         // What still sends of a killed writer may give one of them more after we have compared.
         let streams = "select count(*) from pg_stat_wal_receiver where status = 'streaming'";
-        for (_, node) in self.nodes.iter().enumerate().filter(|(index, _)| *index != old) {
+        let rest: Vec<usize> = (0..self.nodes.len()).filter(|index| *index != old).collect();
+        for index in &rest {
+            let node = &self.nodes[*index];
             wait_until("end of the stream", || {
                 node.sql(streams).is_ok_and(|text| text.trim() == "0")
             })?;
         }
-        for (index, node) in self.nodes.iter().enumerate().filter(|(index, _)| *index != old) {
-            let position = node.sql(received)?.trim().parse::<u64>().unwrap_or(0);
-            best = best.max((position, index));
+        self.promote_best(old, &rest, gone)
+    }
+
+    /// Promotes the node of `rest` that has received most, after pointing the others to it.
+    pub(crate) fn promote_best(
+        &mut self,
+        old: usize,
+        rest: &[usize],
+        gone: Instant,
+    ) -> io::Result<Change> {
+        let received = "select pg_last_wal_receive_lsn() - '0/0'::pg_lsn";
+        let mut best = (0, old);
+        for index in rest {
+            let position = self.nodes[*index].sql(received)?.trim().parse::<u64>().unwrap_or(0);
+            best = best.max((position, *index));
         }
-        self.writer = best.1;
+        self.promote_this(old, best.1, rest, gone)
+    }
+
+    /// Promotes the node `new`, after pointing the others of `rest` to it.
+    pub(crate) fn promote_this(
+        &mut self,
+        old: usize,
+        new: usize,
+        rest: &[usize],
+        gone: Instant,
+    ) -> io::Result<Change> {
+        self.writer = new;
         let writer = self.writer();
-        for (index, node) in self.nodes.iter().enumerate() {
-            if index != old && index != self.writer {
-                node.follow(writer)?;
-            }
+        for index in rest.iter().filter(|index| **index != new) {
+            self.nodes[*index].follow(writer)?;
         }
         let port = writer.port;
-        let direct = std::thread::spawn(move || -> io::Result<Instant> {
-            let mut client = Client::connect(port, "postgres")?;
-            while client.run("insert into direct values (1)").is_err() {}
-            Ok(Instant::now())
-        });
+        let direct = watch(port);
         writer.promote()?;
         let accepted = direct.join().map_err(|_| io::Error::other("a panic"))??;
-        Ok(Change { old: self.nodes[old].port, new: port, accepted })
+        Ok(Change { old: self.nodes[old].port, new: port, gone, accepted })
     }
 }

@@ -3,6 +3,7 @@
 
 mod client;
 mod cluster;
+mod faults;
 mod pooler;
 mod postgres;
 mod rules;

@@ -13,13 +13,20 @@ use crate::{Change, Client, Cluster, wait_until};
 /// What one client saw.
 #[derive(Debug, Default)]
 struct Account {
-    /// The last number that each server acknowledged, and when the first came from it.
-    servers: HashMap<u16, Instant>,
-    acknowledged: Vec<u64>,
+    /// What was acknowledged: its number, by which server, and when.
+    acknowledged: Vec<(u64, u16, Instant)>,
     errors: usize,
     disconnects: usize,
     wrong: usize,
     complaints: Vec<String>,
+}
+
+impl Account {
+    /// When the new writer first acknowledged something after the old one had gone.
+    fn first(&self, change: &Change) -> Option<Instant> {
+        let new = |ack: &&(u64, u16, Instant)| ack.1 == change.new && ack.2 > change.gone;
+        self.acknowledged.iter().find(new).map(|ack| ack.2)
+    }
 }
 
 /// A running load. It writes into the table `writes` of the cluster.
@@ -44,6 +51,8 @@ pub struct Cost {
     pub wrong: usize,
     /// Acknowledged rows that are not there.
     pub lost: usize,
+    /// Rows that the old writer acknowledged after the new one had accepted writes.
+    pub stale: usize,
     /// Rows that are there twice.
     pub doubled: usize,
     /// All acknowledged rows.
@@ -94,7 +103,7 @@ impl Writers {
     /// Waits until every client has written on the new writer, ends the load and counts.
     pub fn finish(mut self, change: &Change) -> io::Result<Cost> {
         let there = |account: &Arc<Mutex<Account>>| {
-            account.lock().is_ok_and(|account| account.servers.contains_key(&change.new))
+            account.lock().is_ok_and(|account| account.first(change).is_some())
         };
         let all = wait_until("write of every client", || self.accounts.iter().all(there));
         self.stop.store(true, Ordering::Relaxed);
@@ -113,7 +122,7 @@ impl Writers {
             Cost { doubled: rows.values().filter(|n| **n > 1).count(), ..Cost::default() };
         for (client, account) in self.accounts.iter().enumerate() {
             let Ok(account) = account.lock() else { continue };
-            let missing = |number: &&u64| !rows.contains_key(&(client, **number));
+            let missing = |ack: &&(u64, u16, Instant)| !rows.contains_key(&(client, ack.0));
             cost.lost += account.acknowledged.iter().filter(missing).count();
             cost.acknowledged += account.acknowledged.len();
             cost.errors += account.errors;
@@ -124,7 +133,11 @@ impl Writers {
                     cost.complaints.push(text.clone());
                 }
             }
-            if let Some(first) = account.servers.get(&change.new) {
+            let stale = |ack: &&(u64, u16, Instant)| {
+                change.old != change.new && ack.1 == change.old && ack.2 > change.accepted
+            };
+            cost.stale += account.acknowledged.iter().filter(stale).count();
+            if let Some(first) = account.first(change) {
                 cost.stalls.push(first.saturating_duration_since(change.accepted));
             }
         }
@@ -168,8 +181,7 @@ fn write(
                 let answer = rows.first().map_or("", String::as_str);
                 match answer.strip_prefix(&format!("{client}|{number}|")).map(str::parse) {
                     Some(Ok(server)) => {
-                        account.servers.entry(server).or_insert(now);
-                        account.acknowledged.push(number);
+                        account.acknowledged.push((number, server, now));
                         count.fetch_add(1, Ordering::Relaxed);
                     }
                     _ => account.wrong += 1,

@@ -2,6 +2,7 @@
 //! itself `cargo test` needs no PostgreSQL and leaves them out.
 
 mod drivers;
+mod failures;
 mod hooks;
 mod scarcity;
 mod switchover;
