@@ -329,7 +329,7 @@ settings! {
     standby_connections: String, Some("auto"), Some("auto"), Run, Active;
     stats_period: i64, Some("60"), Some("60"), Run, Active;
     stats_users: Names, Some(""), Some(""), Run, Active;
-    suspend_timeout: Duration, Some("10"), Some("10"), Run, Inert;
+    suspend_timeout: Duration, Some("10"), Some("10"), Run, Active;
     switchover_hold: bool, Some("1"), Some("1"), Run, Inert;
     switchover_record_dir: Option<String>, None, None, Run, Inert;
     switchover_state_file: Option<String>, None, None, Run, Inert;

@@ -11,6 +11,8 @@ pub enum Phase {
     Active,
     /// PAUSE: nothing is given to clients.
     Paused,
+    /// SUSPEND: nothing is read from anybody, and nobody is let in.
+    Suspended,
     /// It ends when the last client is gone.
     WaitForClients,
     /// It ends when the last server is free.
@@ -53,10 +55,22 @@ impl Lifecycle {
                 self.phase = Phase::Paused;
                 Ok(())
             }
-            Phase::Paused | Phase::WaitForClients | Phase::WaitForServers => {
+            Phase::Paused | Phase::Suspended | Phase::WaitForClients | Phase::WaitForServers => {
                 Err("already suspended/paused")
             }
         }
+    }
+
+    /// SUSPEND.
+    pub fn suspend(&mut self) -> Result<(), &'static str> {
+        if self.phase != Phase::Active {
+            return Err("already suspended/paused");
+        }
+        if !self.paused.is_empty() {
+            return Err("cannot suspend with paused databases");
+        }
+        self.phase = Phase::Suspended;
+        Ok(())
     }
 
     /// PAUSE of one database.
@@ -71,13 +85,18 @@ impl Lifecycle {
     /// RESUME.
     pub fn resume(&mut self) -> Result<(), &'static str> {
         match self.phase {
-            Phase::Paused => {
+            Phase::Paused | Phase::Suspended => {
                 self.phase = Phase::Active;
                 Ok(())
             }
             Phase::Active => Err("pooler is not paused/suspended"),
             Phase::WaitForClients | Phase::WaitForServers => Err("pooler is shutting down"),
         }
+    }
+
+    /// Forgets a database that is gone.
+    pub fn forget(&mut self, database: &str) {
+        self.paused.remove(database);
     }
 
     /// RESUME of one database.
@@ -112,6 +131,14 @@ mod tests {
         assert_eq!(state, before);
         assert!(state.is_paused("a") && !state.is_paused("b"));
         assert_eq!(state.resume_one("b"), Err("database b is not paused".into()));
+        assert_eq!(state.suspend(), Err("cannot suspend with paused databases"));
+        state.resume_one("a").expect("a resume");
+        state.suspend().expect("a suspend");
+        assert_eq!(state.suspend(), Err("already suspended/paused"));
+        assert_eq!(state.pause(), Err("already suspended/paused"));
+        assert_eq!(state.pause_one("a"), Err("already suspended/paused"));
+        assert!(!state.is_paused("a"));
+        state.resume().expect("a resume");
         state.end(Phase::WaitForClients);
         assert_eq!(state.resume(), Err("pooler is shutting down"));
     }

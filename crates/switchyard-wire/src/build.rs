@@ -140,7 +140,7 @@ pub fn empty(out: &mut Vec<u8>, tag: u8) {
     message(out, tag, |_| {});
 }
 
-/// A column of a RowDescription; table 0, attribute 0, modifier -1, text format.
+/// A column of a RowDescription; table 0, attribute 0, modifier -1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column<'a> {
     /// Name.
@@ -149,6 +149,8 @@ pub struct Column<'a> {
     pub oid: u32,
     /// Type's length in bytes, -1 for variable.
     pub len: i16,
+    /// 0 for text, 1 for binary.
+    pub format: u16,
 }
 
 /// RowDescription.
@@ -161,12 +163,12 @@ pub fn row_description<'a>(out: &mut Vec<u8>, columns: impl ExactSizeIterator<It
             out.extend_from_slice(&column.oid.to_be_bytes());
             out.extend_from_slice(&column.len.to_be_bytes());
             out.extend_from_slice(&(-1i32).to_be_bytes());
-            out.extend_from_slice(&[0; 2]);
+            out.extend_from_slice(&column.format.to_be_bytes());
         }
     });
 }
 
-/// DataRow of text values; `None` is NULL.
+/// DataRow; `None` is NULL.
 pub fn data_row<'a>(out: &mut Vec<u8>, values: impl ExactSizeIterator<Item = Option<&'a [u8]>>) {
     message(out, backend::DATA_ROW, |out| {
         out.extend_from_slice(&(values.len() as u16).to_be_bytes());

@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(row, [Some(&b"ab"[..]), None]);
 
         out.clear();
-        let column = build::Column { name: "x", oid: 25, len: -1 };
+        let column = build::Column { name: "x", oid: 25, len: -1, format: 0 };
         build::row_description(&mut out, [column].into_iter());
         assert_eq!(row_description(&out[5..]).collect::<Vec<_>>(), [b"x"]);
 

@@ -7,6 +7,7 @@ use switchyard_config::Database;
 use switchyard_core::switchover::view::View;
 
 use crate::pools::SharedPool;
+use crate::statistics::{self, Values};
 
 /// One entry. It outlives reloads of its definition.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub struct Entry {
     next_host: AtomicU32,
     view: Mutex<Arc<View>>,
     pools: Mutex<Vec<Arc<SharedPool>>>,
+    retired: Mutex<Values>,
 }
 
 /// Whether an entry takes new logins.
@@ -42,6 +44,7 @@ impl Entry {
             next_host: AtomicU32::new(0),
             view: Mutex::default(),
             pools: Mutex::new(Vec::new()),
+            retired: Mutex::default(),
         }
     }
 
@@ -91,6 +94,29 @@ impl Entry {
     /// Its pools.
     pub fn pools(&self) -> Vec<Arc<SharedPool>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What was counted for its pools, those that were freed included.
+    pub fn totals(&self) -> Values {
+        // The list stays locked, so that no pool is counted twice or not at all.
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = *self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.iter().for_each(|pool| statistics::add(&mut totals, &pool.totals()));
+        totals
+    }
+
+    /// Frees the pools that nobody uses: nobody else knows them and they have no server.
+    pub fn free_pools(&self) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| {
+            // Whoever wants a pool gets it from this list, which is locked.
+            let used = Arc::strong_count(pool) > 1 || !pool.lock().machine.is_empty();
+            if !used {
+                statistics::add(&mut retired, &pool.totals());
+            }
+            used
+        });
     }
 
     /// The pool of a user, made by `make` if there is none.

@@ -17,6 +17,7 @@ use switchyard_core::params::Params;
 use switchyard_core::pool::{Effect, OpenFailure, Pool};
 
 use crate::entries::Entry;
+use crate::statistics::{self, Values};
 use crate::worker::server::Server;
 
 /// Parameters of the first server of a pool, for welcomes.
@@ -112,8 +113,16 @@ impl Stats {
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
+    /// The sum over all workers' blocks.
+    pub fn sum(blocks: &[Stats]) -> Values {
+        blocks.iter().map(Stats::values).fold(Values::default(), |mut sum, values| {
+            statistics::add(&mut sum, &values);
+            sum
+        })
+    }
+
     /// All counters, in SHOW STATS' order.
-    pub fn values(&self) -> [u64; 12] {
+    pub fn values(&self) -> Values {
         [
             &self.assignments,
             &self.xacts,
@@ -203,11 +212,8 @@ impl SharedPool {
     }
 
     /// Numbers of one statistics counter set over all workers.
-    pub fn totals(&self) -> [u64; 12] {
-        self.stats.iter().map(Stats::values).fold([0; 12], |mut sum, values| {
-            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
-            sum
-        })
+    pub fn totals(&self) -> Values {
+        Stats::sum(&self.stats)
     }
 
     /// Since when the first waiter waits.

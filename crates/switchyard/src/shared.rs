@@ -26,7 +26,7 @@ use crate::options;
 use crate::pools::{Order, SharedPool};
 use crate::services::Services;
 use crate::snapshot::{Logged, Snapshot};
-use crate::statistics::Statistics;
+use crate::statistics::Ledger;
 use crate::worker::{Handle, Message};
 
 /// State shared by all threads.
@@ -38,8 +38,10 @@ pub struct Shared {
     pub registry: Registry,
     lifecycle: Mutex<Lifecycle>,
     files: Mutex<Vec<PathBuf>>,
-    /// Periods of averages.
-    pub statistics: Mutex<Statistics>,
+    /// What is counted.
+    pub ledger: Ledger,
+    consoles: AtomicUsize,
+    reloading: Mutex<()>,
     snapshot: Mutex<Arc<Snapshot>>,
     services: OnceLock<Services>,
     hooks: Mutex<Option<Arc<Host>>>,
@@ -64,7 +66,9 @@ impl Shared {
             registry: Registry::default(),
             lifecycle: Mutex::new(Lifecycle::default()),
             files: Mutex::new(Vec::new()),
-            statistics: Mutex::new(Statistics::default()),
+            ledger: Ledger::new(workers),
+            consoles: AtomicUsize::new(0),
+            reloading: Mutex::new(()),
             snapshot: Mutex::new(Arc::new(snapshot)),
             services: OnceLock::new(),
             hooks: Mutex::new(None),
@@ -207,9 +211,58 @@ impl Shared {
 
     /// Clients on the console.
     pub fn consoles(&self) -> usize {
-        let databases: usize =
-            self.entries().iter().map(|entry| entry.clients.load(Ordering::Relaxed)).sum();
-        self.clients().saturating_sub(databases)
+        self.consoles.load(Ordering::Relaxed)
+    }
+
+    /// A client is on the console.
+    pub fn console_came(&self) {
+        self.consoles.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A client of the console is gone. Nobody is left to resume what a SUSPEND stopped: that is
+    /// undone with the last one.
+    pub fn console_left(&self) {
+        let last = self.consoles.fetch_sub(1, Ordering::Relaxed) == 1;
+        if last && self.phase() == Phase::Suspended {
+            let text = "admin disappeared when suspended, doing RESUME";
+            self.log.write(Level::Log, text);
+            // Another end of the suspension may have come between.
+            let _ = self.resume();
+        }
+    }
+
+    /// Ends a PAUSE or SUSPEND.
+    pub fn resume(&self) -> Result<(), &'static str> {
+        let was = {
+            let mut lifecycle = self.lifecycle();
+            let was = lifecycle.phase();
+            lifecycle.resume()?;
+            was
+        };
+        if was == Phase::Suspended {
+            self.broadcast(|| Message::WakeUp);
+        }
+        self.apply_pauses();
+        Ok(())
+    }
+
+    /// Reads the configuration again; answers whether it was valid. One at a time.
+    pub fn reload(self: &Arc<Self>) -> bool {
+        let _alone = lock(&self.reloading);
+        crate::reload::reload(self)
+    }
+
+    /// Servers of an entry are not used again, and what is known of them is forgotten.
+    pub fn renew(&self, entry: &Arc<Entry>, reason: &'static str) {
+        let now = Instant::now();
+        for pool in entry.pools() {
+            self.decide(&pool, |inner| {
+                inner.welcome = None;
+                inner.machine.forget_welcome();
+                inner.machine.recycle(now, reason);
+            });
+        }
+        self.broadcast(|| Message::StopOpening(Arc::clone(entry)));
     }
 
     /// All workers.
@@ -302,7 +355,11 @@ impl Shared {
 
     /// Removes an entry.
     pub fn remove_entry(&self, name: &str) -> Option<Arc<Entry>> {
-        lock(&self.entries).remove(name)
+        let entry = lock(&self.entries).remove(name);
+        if let Some(entry) = &entry {
+            self.ledger.retire(entry);
+        }
+        entry
     }
 
     /// The pool of a login user on an entry: that of the forced user, if there is one.

@@ -9,7 +9,6 @@ use signal_hook::iterator::Signals;
 use switchyard_core::lifecycle::Phase;
 
 use crate::log::Level;
-use crate::reload;
 use crate::shared::Shared;
 
 /// Serves signals in the calling thread until the process ends; looks every `interval` whether a
@@ -43,7 +42,7 @@ fn act(shared: &Arc<Shared>, signal: i32) {
     match signal {
         SIGHUP => {
             log("got SIGHUP, re-reading config");
-            reload::reload(shared);
+            shared.reload();
         }
         SIGTERM if ending => {
             log("got SIGTERM while shutting down, fast exit");
@@ -52,6 +51,11 @@ fn act(shared: &Arc<Shared>, signal: i32) {
         SIGINT if ending => {
             log("got SIGINT while shutting down, fast exit");
             shared.exit(0);
+        }
+        SIGTERM | SIGINT if shared.phase() == Phase::Suspended => {
+            let text = "suspend was in progress, going down immediately";
+            shared.log.write(Level::Fatal, text);
+            shared.exit(1);
         }
         SIGTERM => {
             log("got SIGTERM, shutting down, waiting for all clients disconnect");
@@ -74,13 +78,13 @@ fn act(shared: &Arc<Shared>, signal: i32) {
             shared.apply_pauses();
         }
         SIGUSR2 => {
-            let resumed = shared.lifecycle().resume();
-            match resumed {
+            let suspended = shared.phase() == Phase::Suspended;
+            match shared.resume() {
+                Ok(()) if suspended => log("got SIGUSR2, continuing from SUSPEND"),
                 Ok(()) => log("got SIGUSR2, continuing from PAUSE"),
                 Err(_) if ending => log("got SIGUSR2 while shutting down, ignoring"),
                 Err(_) => log("got SIGUSR2, but not paused/suspended"),
             }
-            shared.apply_pauses();
         }
         _ => {}
     }
@@ -99,6 +103,6 @@ fn end_if_done(shared: &Arc<Shared>) {
                 shared.exit(0);
             }
         }
-        Phase::WaitForClients | Phase::Active | Phase::Paused => {}
+        Phase::WaitForClients | Phase::Active | Phase::Paused | Phase::Suspended => {}
     }
 }

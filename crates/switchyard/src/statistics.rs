@@ -1,78 +1,131 @@
-//! Totals of databases, and averages over the period since the last finished one began.
+//! Totals of databases, and averages over the period since the last finished one began. What was
+//! counted for a pool outlives it.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use switchyard_core::ids::WorkerId;
+
+use crate::entries::Entry;
 use crate::log::Level;
+use crate::pools::Stats;
 use crate::shared::Shared;
+use crate::worker::console::CONSOLE;
 
 /// Counters in SHOW STATS' order.
 pub type Values = [u64; 12];
+
+/// Adds counters to others.
+pub fn add(sum: &mut Values, values: &Values) {
+    sum.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.wrapping_add(*value));
+}
 
 /// Counters at a moment.
 #[derive(Clone, Debug)]
 struct Mark {
     at: Instant,
     databases: BTreeMap<String, Values>,
+    all: Values,
 }
 
 /// The last two marks.
 #[derive(Debug, Default)]
-pub struct Statistics {
+struct Marks {
     previous: Option<Mark>,
     latest: Option<Mark>,
+}
+
+impl Marks {
+    /// The base of averages.
+    fn base(&self) -> Option<&Mark> {
+        self.previous.as_ref().or(self.latest.as_ref())
+    }
+}
+
+/// What is counted beside the pools of entries.
+#[derive(Debug)]
+pub struct Ledger {
+    console: Box<[Stats]>,
+    /// Of entries that are gone.
+    retired: Mutex<Values>,
+    marks: Mutex<Marks>,
 }
 
 /// Positions of times among the counters.
 const XACTS: usize = 1;
 const QUERIES: usize = 2;
 
-impl Shared {
-    /// Totals of each database that has pools.
-    pub fn totals(&self) -> BTreeMap<String, Values> {
-        let mut totals: BTreeMap<String, Values> = BTreeMap::new();
-        for pool in self.pools() {
-            let sum = totals.entry(pool.entry.name.clone()).or_default();
-            sum.iter_mut().zip(pool.totals()).for_each(|(sum, value)| *sum += value);
+impl Ledger {
+    /// Nothing counted yet.
+    pub fn new(workers: usize) -> Self {
+        Ledger {
+            console: (0..workers).map(|_| Stats::default()).collect(),
+            retired: Mutex::default(),
+            marks: Mutex::default(),
         }
+    }
+
+    /// A worker's counters of the console; only that worker adds to them.
+    pub fn console(&self, worker: WorkerId) -> &Stats {
+        &self.console[usize::from(worker.0)]
+    }
+
+    /// An entry is gone: what it counted stays in the sum of all.
+    pub fn retire(&self, entry: &Entry) {
+        add(&mut self.retired.lock().unwrap_or_else(PoisonError::into_inner), &entry.totals());
+    }
+}
+
+impl Shared {
+    /// Totals of each database that has pools, by name. The console has one.
+    pub fn totals(&self) -> BTreeMap<String, Values> {
+        let entries = self.entries().into_iter().filter(|entry| !entry.pools().is_empty());
+        let mut totals: BTreeMap<String, Values> =
+            entries.map(|entry| (entry.name.clone(), entry.totals())).collect();
+        totals.insert(CONSOLE.into(), Stats::sum(&self.ledger.console));
         totals
     }
 
-    /// Averages of a database with these totals.
-    pub fn averages(&self, name: &str, totals: &Values) -> Values {
-        let statistics = self.statistics.lock();
-        let statistics = statistics.unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mark = statistics.previous.as_ref().or(statistics.latest.as_ref());
+    /// Totals of everything there ever was.
+    pub fn all_totals(&self) -> Values {
+        let mut all = *self.ledger.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        self.entries().iter().for_each(|entry| add(&mut all, &entry.totals()));
+        add(&mut all, &Stats::sum(&self.ledger.console));
+        all
+    }
+
+    /// Averages of a database, or of everything, with these totals.
+    pub fn averages(&self, name: Option<&str>, totals: &Values) -> Values {
+        let marks = self.ledger.marks.lock().unwrap_or_else(PoisonError::into_inner);
         let zero = Values::default();
-        let before = mark.and_then(|mark| mark.databases.get(name)).unwrap_or(&zero);
-        let seconds = mark.map_or(Duration::ZERO, |mark| mark.at.elapsed()).as_secs_f64();
-        average(before, totals, seconds)
+        let Some(mark) = marks.base() else { return zero };
+        let before = match name {
+            Some(name) => mark.databases.get(name).unwrap_or(&zero),
+            None => &mark.all,
+        };
+        average(before, totals, mark.at.elapsed().as_secs_f64())
     }
 
     /// A period may be over: the averages' base moves on and the stats line is written.
     pub fn tick(&self, now: Instant) {
         let snapshot = self.snapshot();
         let period = u64::try_from(snapshot.config.settings.stats_period).unwrap_or(60).max(1);
-        let totals = self.totals();
-        let mut statistics =
-            self.statistics.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(latest) = &statistics.latest else {
-            statistics.latest = Some(Mark { at: now, databases: totals });
-            return;
-        };
-        let passed = now.saturating_duration_since(latest.at);
-        if passed < Duration::from_secs(period) {
+        let mut marks = self.ledger.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = marks.latest.as_ref().map(|latest| now.saturating_duration_since(latest.at));
+        if passed.is_some_and(|passed| passed < Duration::from_secs(period)) {
             return;
         }
-        let sum = |databases: &BTreeMap<String, Values>| {
-            databases.values().fold(Values::default(), |mut sum, values| {
-                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-                sum
-            })
-        };
-        let rates = average(&sum(&latest.databases), &sum(&totals), passed.as_secs_f64());
-        statistics.previous = statistics.latest.replace(Mark { at: now, databases: totals });
-        drop(statistics);
+        let entries = self.entries();
+        let counted = entries.iter().map(|entry| (entry.name.clone(), entry.totals()));
+        let mut databases: BTreeMap<String, Values> = counted.collect();
+        databases.insert(CONSOLE.into(), Stats::sum(&self.ledger.console));
+        let mark = Mark { at: now, databases, all: self.all_totals() };
+        let all = mark.all;
+        let Some(old) = marks.latest.replace(mark) else { return };
+        let rates = average(&old.all, &all, passed.unwrap_or_default().as_secs_f64());
+        marks.previous = Some(old);
+        drop(marks);
         if snapshot.config.settings.log_stats {
             self.log.write(Level::Log, &stats_line(&rates));
         }

@@ -25,6 +25,10 @@ pub enum Command {
     Kill(Option<String>),
     /// KILL_CLIENT.
     KillClient(String),
+    /// SUSPEND.
+    Suspend,
+    /// WAIT_CLOSE.
+    WaitClose(Option<String>),
     /// SHUTDOWN.
     Shutdown(Shutdown),
 }
@@ -63,6 +67,20 @@ pub enum Show {
     Users,
     /// LISTS.
     Lists,
+    /// PEERS.
+    Peers,
+    /// PEER_POOLS.
+    PeerPools,
+    /// SOCKETS.
+    Sockets,
+    /// ACTIVE_SOCKETS.
+    ActiveSockets,
+    /// MEM.
+    Mem,
+    /// DNS_HOSTS.
+    DnsHosts,
+    /// DNS_ZONES.
+    DnsZones,
     /// STATS.
     Stats,
     /// STATS_TOTALS.
@@ -81,6 +99,35 @@ pub enum Show {
     Parameter(&'static str, &'static str),
 }
 
+/// Objects of SHOW by name.
+const OBJECTS: &[(&str, Show)] = &[
+    ("active_sockets", Show::ActiveSockets),
+    ("clients", Show::Clients),
+    ("clusters", Show::Clusters),
+    ("config", Show::Config),
+    ("databases", Show::Databases),
+    ("dns_hosts", Show::DnsHosts),
+    ("dns_zones", Show::DnsZones),
+    ("help", Show::Help),
+    ("lists", Show::Lists),
+    ("mem", Show::Mem),
+    ("nodes", Show::Nodes),
+    ("peer_pools", Show::PeerPools),
+    ("peers", Show::Peers),
+    ("pools", Show::Pools),
+    ("servers", Show::Servers),
+    ("sockets", Show::Sockets),
+    ("state", Show::State),
+    ("stats", Show::Stats),
+    ("stats_averages", Show::StatsAverages),
+    ("stats_totals", Show::StatsTotals),
+    ("switchovers", Show::Switchovers),
+    ("totals", Show::Totals),
+    ("users", Show::Users),
+    ("version", Show::Version),
+];
+
+/// Parameters that drivers ask for or set at once.
 const PARAMETERS: [(&str, &str); 5] = [
     ("client_encoding", "UTF-8"),
     ("default_transaction_isolation", "read committed"),
@@ -89,37 +136,44 @@ const PARAMETERS: [(&str, &str); 5] = [
     ("timezone", "GMT"),
 ];
 
+/// Longest command word, longest argument and key, in bytes with their quotes, plus one.
 const WORD_MAX: usize = 16;
 const ARGUMENT_MAX: usize = 64;
 
 /// Reads a query; the error is the text for the console.
 pub fn parse(query: &str) -> Result<Command, String> {
     let invalid = || format!("invalid command '{query}', use SHOW HELP;");
-    let text = query.trim().trim_end_matches(';').trim_end();
-    let (word, rest) = word(text).ok_or_else(invalid)?;
-    if word.len() >= WORD_MAX {
-        return Err("bad arguments".into());
+    let text = skip_blanks(query);
+    let Some((verb, rest)) = word(text) else { return Err(invalid()) };
+    let gap = skip_blanks(rest);
+    let setting = (gap.len() < rest.len()).then(|| assignment(gap)).flatten();
+    if let Some(setting) = setting {
+        if verb.len >= WORD_MAX || setting.key.len >= ARGUMENT_MAX {
+            return Err("bad arguments".into());
+        }
+        let set = verb.text.eq_ignore_ascii_case("set");
+        return set.then(|| set_command(setting)).ok_or_else(invalid);
     }
-    if word.eq_ignore_ascii_case("set") {
-        return set(rest).ok_or_else(invalid);
-    }
-    let argument = match rest.trim() {
-        "" => None,
-        rest => match self::word(rest) {
-            Some((argument, "")) => Some(argument),
-            _ => return Err(invalid()),
-        },
+    let (argument, rest) = match word(gap) {
+        // Two words need blanks between them, unless one is quoted.
+        Some((argument, rest)) => (Some(argument), rest),
+        None => (None, gap),
     };
-    if argument.as_ref().is_some_and(|argument| argument.len() >= ARGUMENT_MAX) {
+    if !is_end(rest) {
+        return Err(invalid());
+    }
+    let long = argument.as_ref().is_some_and(|argument| argument.len >= ARGUMENT_MAX);
+    if verb.len >= WORD_MAX || long {
         return Err("bad arguments".into());
     }
-    command(&word.to_ascii_lowercase(), argument).ok_or_else(invalid)
+    command(&verb.text.to_ascii_lowercase(), argument.map(|word| word.text)).ok_or_else(invalid)
 }
 
 fn command(word: &str, argument: Option<String>) -> Option<Command> {
     Some(match (word, argument) {
         ("show" | "select", Some(object)) => Command::Show(show(&object.to_ascii_lowercase())?),
         ("reload", None) => Command::Reload,
+        ("suspend", None) => Command::Suspend,
         ("pause", database) => Command::Pause(database),
         ("resume", database) => Command::Resume(database),
         ("reconnect", database) => Command::Reconnect(database),
@@ -127,6 +181,7 @@ fn command(word: &str, argument: Option<String>) -> Option<Command> {
         ("enable", database) => Command::Enable(database),
         ("kill", database) => Command::Kill(database),
         ("kill_client", client) => Command::KillClient(client.unwrap_or_default()),
+        ("wait_close", database) => Command::WaitClose(database),
         ("shutdown", None) => Command::Shutdown(Shutdown::Now),
         ("shutdown", Some(mode)) => match mode.to_ascii_lowercase().as_str() {
             "wait_for_clients" => Command::Shutdown(Shutdown::WaitForClients),
@@ -141,71 +196,91 @@ fn show(object: &str) -> Option<Show> {
     if let Some((name, value)) = PARAMETERS.iter().find(|(name, _)| *name == object) {
         return Some(Show::Parameter(name, value));
     }
-    Some(match object {
-        "help" => Show::Help,
-        "version" => Show::Version,
-        "state" => Show::State,
-        "config" => Show::Config,
-        "databases" => Show::Databases,
-        "pools" => Show::Pools,
-        "clients" => Show::Clients,
-        "servers" => Show::Servers,
-        "users" => Show::Users,
-        "lists" => Show::Lists,
-        "stats" => Show::Stats,
-        "stats_totals" => Show::StatsTotals,
-        "stats_averages" => Show::StatsAverages,
-        "totals" => Show::Totals,
-        "clusters" => Show::Clusters,
-        "nodes" => Show::Nodes,
-        "switchovers" => Show::Switchovers,
-        _ => return None,
+    OBJECTS.iter().find(|(name, _)| *name == object).map(|(_, show)| *show)
+}
+
+fn set_command(setting: Setting) -> Command {
+    let key = setting.key.text.to_ascii_lowercase();
+    let ignored = PARAMETERS.iter().any(|(name, _)| *name == key);
+    if ignored { Command::SetIgnored } else { Command::Set(key, setting.value) }
+}
+
+/// Both sides of an assignment.
+struct Setting {
+    key: Word,
+    value: String,
+}
+
+/// `WORD (= | to) (WORD | 'text')` up to the end. The blanks around `to` may be missing: what
+/// cannot be read as a key and `to` is tried with a shorter key.
+fn assignment(text: &str) -> Option<Setting> {
+    let (key, rest) = word(text)?;
+    let after = skip_blanks(rest);
+    let to = |rest: &str| {
+        let word = rest.get(..2).filter(|to| to.eq_ignore_ascii_case("to"));
+        word.and_then(|_| value(&rest[2..]))
+    };
+    let found = after.strip_prefix('=').and_then(value).or_else(|| to(after));
+    if let Some(value) = found {
+        return Some(Setting { key, value });
+    }
+    let bare = !text.starts_with('"');
+    (1..key.text.len()).rev().filter(|_| bare).find_map(|end| {
+        let value = to(&text[end..])?;
+        Some(Setting { key: Word { text: text[..end].into(), len: end }, value })
     })
 }
 
-/// `WORD (= | to) (WORD | 'text')`.
-fn set(rest: &str) -> Option<Command> {
-    let (key, rest) = word(rest.trim_start())?;
-    let rest = rest.trim_start();
-    let value = match rest.strip_prefix('=') {
-        Some(value) => value,
-        None => rest
-            .get(..3)
-            .filter(|to| to.trim_end().eq_ignore_ascii_case("to"))
-            .map(|_| &rest[2..])?,
+/// `WORD` or `'text'`, up to the end.
+fn value(text: &str) -> Option<String> {
+    let text = skip_blanks(text);
+    let (value, rest) = match text.strip_prefix('\'') {
+        Some(quoted) => quoted_by('\'', quoted)?,
+        None => word(text).map(|(word, rest)| (word.text, rest))?,
     };
-    let value = value.trim();
-    let value = match value.strip_prefix('\'') {
-        Some(quoted) => quoted.strip_suffix('\'')?.replace("''", "'"),
-        None => match word(value) {
-            Some((value, "")) => value,
-            _ => return None,
-        },
-    };
-    let key = key.to_ascii_lowercase();
-    let ignored = PARAMETERS.iter().any(|(name, _)| *name == key);
-    Some(if ignored { Command::SetIgnored } else { Command::Set(key, value) })
+    is_end(rest).then_some(value)
+}
+
+/// A word without its quotes, and its length with them.
+struct Word {
+    text: String,
+    len: usize,
 }
 
 /// A bare or quoted word and what follows it.
-fn word(text: &str) -> Option<(String, &str)> {
-    if let Some(mut rest) = text.strip_prefix('"') {
-        let mut word = String::new();
-        loop {
-            let (part, tail) = rest.split_once('"')?;
-            word.push_str(part);
-            match tail.strip_prefix('"') {
-                Some(tail) => {
-                    word.push('"');
-                    rest = tail;
-                }
-                None => return Some((word, tail.trim_start())),
-            }
-        }
+fn word(text: &str) -> Option<(Word, &str)> {
+    if let Some(quoted) = text.strip_prefix('"') {
+        let (word, rest) = quoted_by('"', quoted)?;
+        return Some((Word { text: word, len: text.len() - rest.len() }, rest));
     }
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let end = text.find(|c| !bare(c)).unwrap_or(text.len());
-    (end > 0).then(|| (text[..end].into(), text[end..].trim_start()))
+    (end > 0).then(|| (Word { text: text[..end].into(), len: end }, &text[end..]))
+}
+
+/// The rest of a text in quotes, where two quotes stand for one, and what follows it.
+fn quoted_by(quote: char, mut rest: &str) -> Option<(String, &str)> {
+    let mut text = String::new();
+    loop {
+        let (part, tail) = rest.split_once(quote)?;
+        text.push_str(part);
+        match tail.strip_prefix(quote) {
+            Some(tail) => {
+                text.push(quote);
+                rest = tail;
+            }
+            None => return Some((text, tail)),
+        }
+    }
+}
+
+fn skip_blanks(text: &str) -> &str {
+    text.trim_start_matches([' ', '\t', '\r', '\n'])
+}
+
+fn is_end(rest: &str) -> bool {
+    let rest = skip_blanks(rest);
+    skip_blanks(rest.strip_prefix(';').unwrap_or(rest)).is_empty()
 }
 
 #[cfg(test)]
@@ -223,10 +298,62 @@ mod tests {
         assert_eq!(check("set timezone to 'x'"), Ok(Command::SetIgnored));
         let shutdown = Command::Shutdown(Shutdown::WaitForClients);
         assert_eq!(check("shutdown wait_for_clients"), Ok(shutdown));
-        for wrong in ["", "nope", "show nope", "reload x", "set x = -1", "pause a b"] {
+        for wrong in [
+            "",
+            " ",
+            ";",
+            ";;",
+            "nope",
+            "show",
+            "show nope",
+            "show version;;",
+            "reload x",
+            "suspend x",
+            "set x = -1",
+            "set x=1.5",
+            "set x = 'a' b",
+            "set x",
+            "set x=",
+            "pause a b",
+            "pause \u{e9}",
+            "show 'version'",
+            "show version -- x",
+            "show version;x",
+            "begin",
+            "abcdefghijklmno",
+            "pause \"a",
+            "shutdown foo",
+        ] {
             let text = format!("invalid command '{wrong}', use SHOW HELP;");
             assert_eq!(check(wrong), Err(text));
         }
-        assert_eq!(check("abcdefghijklmnopq"), Err("bad arguments".into()));
+    }
+
+    #[test]
+    fn blanks_may_be_missing_where_nothing_is_ambiguous() {
+        let set = |value: &str| Ok(Command::Set("x".into(), value.into()));
+        for text in ["set x=1", "set x = 1", "set x to 1", "set x to1", "set xto 1", "SET x TO'1'"]
+        {
+            assert_eq!(parse(text), set("1"), "{text}");
+        }
+        assert_eq!(parse("set \"x\" = \"1\" ;\r\n"), set("1"));
+        assert_eq!(parse("set x = ''"), set(""));
+        assert_eq!(parse("\"show\"\tversion"), Ok(Command::Show(Show::Version)));
+        assert_eq!(parse("pause\"a\""), Ok(Command::Pause(Some("a".into()))));
+    }
+
+    #[test]
+    fn lengths_count_quotes() {
+        let too_long = Err("bad arguments".to_owned());
+        let word = |len: usize| "a".repeat(len);
+        assert_eq!(parse(&word(16)), too_long);
+        assert!(parse(&format!("pause {}", word(63))).is_ok());
+        assert_eq!(parse(&format!("pause {}", word(64))), too_long);
+        assert!(parse(&format!("pause \"{}\"", word(61))).is_ok());
+        assert_eq!(parse(&format!("pause \"{}\"", word(62))), too_long);
+        assert!(parse(&format!("set {} = 1", word(63))).is_ok());
+        assert_eq!(parse(&format!("set {} = 1", word(64))), too_long);
+        let long = word(100_000);
+        assert_eq!(parse(&format!("set a = '{long}'")), Ok(Command::Set("a".into(), long)));
     }
 }

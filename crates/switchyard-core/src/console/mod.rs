@@ -1,6 +1,7 @@
 //! The admin console: its commands, and the tables that it shows. What the numbers are comes from
 //! the shell. Texts, columns and their order are PgBouncer's.
 
+pub mod conversation;
 mod grammar;
 pub mod tables;
 

@@ -1,5 +1,7 @@
 //! The tables of SHOW: columns in the order that consumers read them by, and their messages.
 
+use std::borrow::Cow;
+
 use switchyard_wire::build::{self, Column};
 
 use crate::console::Show;
@@ -97,6 +99,29 @@ const USERS: &[TableColumn] = &[
     ("max_user_client_connections", Int4),
     ("current_client_connections", Int4),
 ];
+/// What SHOW SOCKETS has behind the columns of SHOW CLIENTS.
+const BUFFERS: [TableColumn; 7] = [
+    ("recv_pos", Int4),
+    ("pkt_pos", Int4),
+    ("pkt_remain", Int4),
+    ("send_pos", Int4),
+    ("send_remain", Int4),
+    ("pkt_avail", Int4),
+    ("send_avail", Int4),
+];
+const PEERS: &[TableColumn] =
+    &[("peer_id", Int4), ("host", Text), ("port", Int4), ("pool_size", Int4)];
+const PEER_POOLS: &[TableColumn] = &[
+    ("peer_id", Int4),
+    ("cl_active_cancel_req", Int4),
+    ("cl_waiting_cancel_req", Int4),
+    ("sv_active_cancel", Int4),
+    ("sv_login", Int4),
+];
+const MEM: &[TableColumn] =
+    &[("name", Text), ("size", Int4), ("used", Int4), ("free", Int4), ("memtotal", Int4)];
+const DNS_HOSTS: &[TableColumn] = &[("hostname", Text), ("ttl", Int8), ("addrs", Text)];
+const DNS_ZONES: &[TableColumn] = &[("zonename", Text), ("serial", Int8), ("count", Int4)];
 const LISTS: &[TableColumn] = &[("list", Text), ("items", Int4)];
 const STATS: &[TableColumn] = &[
     ("database", Text),
@@ -248,7 +273,13 @@ pub fn columns(show: Show) -> Vec<TableColumn> {
         Show::Pools => POOLS.to_vec(),
         Show::Clients | Show::Servers => CONNECTIONS.to_vec(),
         Show::Users => USERS.to_vec(),
+        Show::Sockets | Show::ActiveSockets => [CONNECTIONS, &BUFFERS].concat(),
         Show::Lists => LISTS.to_vec(),
+        Show::Peers => PEERS.to_vec(),
+        Show::PeerPools => PEER_POOLS.to_vec(),
+        Show::Mem => MEM.to_vec(),
+        Show::DnsHosts => DNS_HOSTS.to_vec(),
+        Show::DnsZones => DNS_ZONES.to_vec(),
         Show::Stats => STATS.to_vec(),
         Show::StatsTotals => STATS_TOTALS.to_vec(),
         Show::StatsAverages => STATS_AVERAGES.to_vec(),
@@ -263,34 +294,94 @@ pub fn columns(show: Show) -> Vec<TableColumn> {
 /// A row: one text a column, `None` for NULL.
 pub type Row = Vec<Option<String>>;
 
-/// Appends a whole answer: description, rows, and the tag SHOW.
-pub fn render(out: &mut Vec<u8>, show: Show, rows: &[Row]) {
-    let columns = columns(show);
+/// How values travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// As text.
+    Text,
+    /// As their type's binary form.
+    Binary,
+}
+
+/// Appends a RowDescription. `formats` are those of Bind: none for text, one for all, or one each.
+pub fn describe(out: &mut Vec<u8>, columns: &[TableColumn], formats: &[Format]) {
     build::row_description(
         out,
-        columns.iter().map(|(name, kind)| {
+        columns.iter().enumerate().map(|(index, (name, kind))| {
             let (oid, len) = match kind {
                 Text => (25, -1),
                 Int4 => (23, 4),
                 Int8 => (20, 8),
                 Numeric => (1700, -1),
             };
-            Column { name, oid, len }
+            let format = u16::from(format_of(formats, index) == Format::Binary);
+            Column { name, oid, len, format }
         }),
     );
-    for row in rows {
-        assert_eq!(row.len(), columns.len(), "a row has a value for each column");
-        build::data_row(out, row.iter().map(|value| value.as_deref().map(str::as_bytes)));
+}
+
+/// Appends a DataRow.
+pub fn row(out: &mut Vec<u8>, columns: &[TableColumn], row: &Row, formats: &[Format]) {
+    assert_eq!(row.len(), columns.len(), "a row has a value for each column");
+    let value = |index: usize| {
+        let text = row[index].as_deref()?;
+        Some(match format_of(formats, index) {
+            Format::Text => Cow::Borrowed(text.as_bytes()),
+            Format::Binary => binary(columns[index].1, text),
+        })
+    };
+    let values: Vec<Option<Cow<'_, [u8]>>> = (0..row.len()).map(value).collect();
+    build::data_row(out, values.iter().map(|value| value.as_deref()));
+}
+
+fn format_of(formats: &[Format], index: usize) -> Format {
+    let own = if formats.len() == 1 { formats.first() } else { formats.get(index) };
+    own.copied().unwrap_or(Format::Text)
+}
+
+/// A value's binary form. Numbers that do not fit are cut to the nearest that does.
+fn binary(kind: Type, text: &str) -> Cow<'_, [u8]> {
+    let number = || text.trim().parse::<i128>().unwrap_or(0);
+    let (low, high) = match kind {
+        Text => return Cow::Borrowed(text.as_bytes()),
+        Numeric => return Cow::Owned(numeric(text)),
+        Int4 => (i64::from(i32::MIN), i64::from(i32::MAX)),
+        Int8 => (i64::MIN, i64::MAX),
+    };
+    let cut = number().clamp(low.into(), high.into()) as i64;
+    let bytes = cut.to_be_bytes();
+    Cow::Owned(if kind == Int4 { bytes[4..].to_vec() } else { bytes.to_vec() })
+}
+
+/// A whole number as PostgreSQL sends `numeric`: count of digits to the base 10000, weight of the
+/// first, sign, decimals, digits.
+fn numeric(text: &str) -> Vec<u8> {
+    let (sign, text) = match text.strip_prefix('-') {
+        Some(rest) => (0x4000u16, rest),
+        None => (0, text),
+    };
+    let digits: Vec<u16> = text
+        .trim_start_matches('0')
+        .as_bytes()
+        .rchunks(4)
+        .rev()
+        .map(|group| group.iter().fold(0, |sum, digit| sum * 10 + u16::from(digit & 15)))
+        .collect();
+    let count = digits.len() as u16;
+    let mut bytes = Vec::with_capacity(8 + digits.len() * 2);
+    for word in [count, count.saturating_sub(1), sign, 0].into_iter().chain(digits) {
+        bytes.extend_from_slice(&word.to_be_bytes());
     }
-    build::command_complete(out, "SHOW");
+    bytes
 }
 
 /// DETAIL of SHOW HELP's notice.
 pub const HELP: &str = "
 \tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION
-\tSHOW LISTS|STATE
+\tSHOW PEERS|PEER_POOLS
+\tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE
+\tSHOW DNS_HOSTS|DNS_ZONES
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
-\tSHOW CLUSTERS|NODES|SWITCHOVERS
 \tSET key = arg
 \tRELOAD
 \tPAUSE [<db>]
@@ -300,6 +391,26 @@ pub const HELP: &str = "
 \tRECONNECT [<db>]
 \tKILL [<db>]
 \tKILL_CLIENT <client_id>
+\tSUSPEND
 \tSHUTDOWN
 \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS
+\tWAIT_CLOSE [<db>]
+\tSHOW CLUSTERS|NODES|SWITCHOVERS
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_binary() {
+        assert_eq!(&*binary(Int4, "-2"), [255, 255, 255, 254]);
+        assert_eq!(&*binary(Int4, "5000000000"), i32::MAX.to_be_bytes());
+        assert_eq!(&*binary(Int8, "5000000000"), 5_000_000_000i64.to_be_bytes());
+        assert_eq!(&*binary(Text, "a"), b"a");
+        let words = |words: &[u16]| words.iter().flat_map(|w| w.to_be_bytes()).collect::<Vec<_>>();
+        assert_eq!(numeric("0"), words(&[0, 0, 0, 0]));
+        assert_eq!(numeric("12345678901"), words(&[3, 2, 0, 0, 123, 4567, 8901]));
+        assert_eq!(numeric("-10000"), words(&[2, 1, 0x4000, 0, 1, 0]));
+    }
+}

@@ -322,6 +322,11 @@ impl Pool {
         self.open_for_waiters(now);
     }
 
+    /// The parameters of a server are asked for anew: who logs in waits for a fresh one.
+    pub fn forget_welcome(&mut self) {
+        self.welcome = Welcome::Unknown;
+    }
+
     /// PAUSE: nothing is given out, idle servers close, lent ones when they come back.
     pub fn pause(&mut self) {
         self.gate = Gate::Paused;

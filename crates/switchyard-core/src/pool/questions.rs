@@ -72,6 +72,11 @@ impl Pool {
         self.slots.get(&id).is_none_or(|slot| slot.freshness != Freshness::Fresh)
     }
 
+    /// Whether any server must not be used again.
+    pub fn has_stale(&self) -> bool {
+        self.slots.values().any(|slot| slot.freshness != Freshness::Fresh)
+    }
+
     /// Panics if an invariant is broken.
     pub fn check(&self) {
         for lane in &self.lanes {

@@ -44,6 +44,9 @@ impl Worker {
     }
 
     pub(super) fn accept(&mut self, index: usize) {
+        if self.rest.is_suspended() {
+            return;
+        }
         for _ in 0..ACCEPTS_PER_TURN {
             let Some(listening) = self.listeners.get_mut(index) else { return };
             let Some(listener) = &mut listening.listener else { return };

@@ -85,9 +85,10 @@ impl Pending {
 #[derive(Debug, Default)]
 pub struct Spare(Vec<Vec<u8>>);
 
-/// Buffers kept, and the largest one kept, in bytes.
+/// Buffers kept.
 const SPARE_COUNT: usize = 256;
-const SPARE_SIZE: usize = 16 * 1024;
+/// Largest buffer kept, in bytes.
+pub const SPARE_SIZE: usize = 16 * 1024;
 
 impl Spare {
     /// Puts `bytes` at the front of a connection's input, which is empty.
@@ -99,6 +100,11 @@ impl Spare {
             *input = self.0.pop().unwrap_or_default();
         }
         input.extend_from_slice(bytes);
+    }
+
+    /// Number of buffers.
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// Takes back a buffer.

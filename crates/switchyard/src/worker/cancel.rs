@@ -28,10 +28,25 @@ pub(super) struct Outgoing {
     started: Instant,
 }
 
+/// How far a cancel request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
+pub(super) enum Progress {
+    /// It has no connection yet.
     Connecting,
+    /// It is with the server.
     Sent,
+}
+
+impl Outgoing {
+    /// How far it has come.
+    pub(super) fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// The server it is for.
+    pub(super) fn slot(&self) -> Key {
+        self.slot
+    }
 }
 
 impl Worker {

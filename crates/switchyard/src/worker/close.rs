@@ -87,7 +87,10 @@ impl Worker {
             self.say_fatal(key, &sqlstate, reason);
         }
         let Some(client) = self.clients.get_mut(key) else { return };
-        client.stage = Stage::Leaving;
+        if let Stage::Console(_) = std::mem::replace(&mut client.stage, Stage::Leaving) {
+            self.shared.console_left();
+        }
+        let Some(client) = self.clients.get_mut(key) else { return };
         if client.output.is_empty() {
             self.forget_client(key);
         } else {

@@ -36,14 +36,18 @@ pub enum Message {
     Verdicts(Vec<Judged>),
     /// The settings were replaced.
     Settings,
-    /// Describe all clients and servers.
+    /// Answer a question of a console.
     Gather(Arc<Gathering>),
     /// A gathering is complete, or a waiting command may be answered.
     Gathered(Ticket, Arc<Gathering>),
     /// Close the clients and servers of an entry.
     Kill(Arc<Entry>, &'static str),
-    /// Close the client with this number.
-    KillClient(u64, Arc<Gathering>),
+    /// A reload that a console asked for has ended; whether the file was valid.
+    Reloaded(Ticket, bool),
+    /// Give up servers of an entry that are not logged in yet.
+    StopOpening(Arc<Entry>),
+    /// A SUSPEND has ended.
+    WakeUp,
     /// Close the TCP listeners, or all of them.
     StopListening(Listeners),
     /// Clients that would wait for a server are refused from now on.
@@ -87,7 +91,9 @@ impl Worker {
             Message::Gather(gathering) => self.gather(&gathering),
             Message::Gathered(console, gathering) => self.gathered(console, &gathering),
             Message::Kill(entry, reason) => self.kill(&entry, reason),
-            Message::KillClient(number, gathering) => self.kill_client(number, &gathering),
+            Message::Reloaded(console, valid) => self.reloaded(console, valid),
+            Message::StopOpening(entry) => self.stop_opening(&entry),
+            Message::WakeUp => self.wake_up(),
             Message::StopListening(which) => self.stop_listening(which),
             Message::RefuseWaiting => self.refuse_waiting(),
         }

@@ -41,6 +41,8 @@ use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::worker::buffer::Spare;
 use crate::worker::client::Client;
+use crate::worker::console::gather::Survey;
+use crate::worker::console::suspend::Rest;
 pub use crate::worker::message::Message;
 use crate::worker::server::Server;
 
@@ -118,6 +120,8 @@ pub struct Worker {
     cancels: Table<cancel::Outgoing>,
     listeners: Vec<accept::Listening>,
     consoles: Vec<Key>,
+    surveys: Vec<Survey>,
+    rest: Rest,
     scratch: Vec<u8>,
     flow: Flow,
     reply: Batch,
@@ -182,6 +186,8 @@ impl Worker {
             cancels: Table::default(),
             listeners: listeners.into_iter().map(accept::Listening::new).collect(),
             consoles: Vec::new(),
+            surveys: Vec::new(),
+            rest: Rest::Awake,
             scratch: vec![0; SCRATCH],
             flow: Flow::default(),
             reply: Batch::default(),
@@ -221,6 +227,14 @@ impl Worker {
                 self.look_at_consoles();
                 self.settle();
             }
+            if !self.surveys.is_empty() {
+                self.survey();
+                self.settle();
+            }
+            if self.rest.is_suspended() {
+                self.look_at_suspension();
+                self.settle();
+            }
             if self.now >= self.next_tick {
                 self.next_tick = self.now + TICK;
                 self.tick();
@@ -234,8 +248,12 @@ impl Worker {
     }
 
     fn timeout(&self) -> Option<Duration> {
+        if !self.surveys.is_empty() {
+            return Some(Duration::ZERO);
+        }
         let tick = self.next_tick.saturating_duration_since(Instant::now());
-        Some(if self.consoles.is_empty() { tick } else { tick.min(CONSOLE_TICK) })
+        let patient = self.consoles.is_empty() && !matches!(self.rest, Rest::Flushing(..));
+        Some(if patient { tick } else { tick.min(CONSOLE_TICK) })
     }
 
     fn dispatch(&mut self, event: Ready) {

@@ -35,7 +35,13 @@ impl Worker {
             self.flush_client(key);
         }
         let Some(client) = self.clients.get_mut(key) else { return };
-        if event.closed && client.activity() == Some(Activity::Waiting) {
+        let waits = match &client.stage {
+            Stage::Session(_, activity) => *activity == Activity::Waiting,
+            Stage::Console(console) => console.is_waiting(),
+            Stage::Start | Stage::Login(_) | Stage::AwaitingWelcome(_) => false,
+            Stage::Cancel | Stage::Leaving => false,
+        };
+        if event.closed && waits {
             return self.close_client(key, "client unexpected eof", Farewell::Silent);
         }
         if event.closed {
@@ -77,7 +83,8 @@ impl Worker {
     pub(super) fn read_client(&mut self, key: Key) {
         for _ in 0..READS_PER_TURN {
             let Some(client) = self.clients.get_mut(key) else { return };
-            if !Self::may_read(client, &self.servers) {
+            let resting = self.rest.is_resting(client);
+            if resting || !Self::may_read(client, &self.servers) {
                 client.unread.put_off();
                 return;
             }
@@ -122,6 +129,9 @@ impl Worker {
     /// Goes on with bytes that were put aside, then with the socket.
     pub(super) fn kick_client(&mut self, key: Key) {
         let Some(client) = self.clients.get_mut(key) else { return };
+        if self.rest.is_resting(client) {
+            return;
+        }
         if !client.input.is_empty() && Self::may_read(client, &self.servers) {
             self.use_input(key);
         }
@@ -343,7 +353,7 @@ impl Worker {
             let Some(slot) = self.servers.get_mut(key) else { return };
             let Some(server) = slot.here.as_mut() else { return };
             let client = server.client().and_then(|client| self.clients.get(client));
-            if client.is_some_and(|client| !client.output.is_empty()) {
+            if self.rest.is_suspended() || client.is_some_and(|client| !client.output.is_empty()) {
                 server.unread.put_off();
                 return;
             }

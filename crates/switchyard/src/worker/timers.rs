@@ -39,6 +39,9 @@ enum ServerDue {
 impl Worker {
     /// Looks at everything that can be due.
     pub(super) fn tick(&mut self) {
+        if self.rest.is_suspended() {
+            return;
+        }
         self.resume_listening();
         self.expire_cancels(self.snapshot.config.settings.cancel_wait_timeout);
         self.tick_clients();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use switchyard_config::settings::{SetError, Taken};
 use switchyard_core::console::{Command, Show, Shutdown, tables};
 use switchyard_core::lifecycle::Phase;
 use switchyard_io::Key;
@@ -10,17 +11,13 @@ use crate::entries::{Admission, Entry};
 use crate::log::Level;
 use crate::reload;
 use crate::worker::Worker;
-use crate::worker::client::Stage;
-use crate::worker::console::gather::{Gathering, Which};
+use crate::worker::console::gather::{Gathering, Question};
 use crate::worker::console::{CONSOLE, Done, Rights, Wait};
 use crate::worker::message::{Listeners, Message};
 
 impl Worker {
     pub(super) fn command(&mut self, key: Key, command: Command) -> Done {
-        let rights = match self.clients.get(key).map(|client| &client.stage) {
-            Some(Stage::Console(console)) => console.rights,
-            _ => return Ok(None),
-        };
+        let Some(rights) = self.console(key).map(|console| console.rights) else { return Ok(None) };
         let harmless = matches!(command, Command::Show(_) | Command::SetIgnored);
         if rights == Rights::Stats && !harmless {
             return Err("admin access needed".into());
@@ -32,39 +29,25 @@ impl Worker {
                 Ok(Some("SET"))
             }
             Command::Set(name, value) => self.set(key, &name, &value),
-            Command::Reload => {
-                self.shared.log.write(Level::Log, "RELOAD command issued");
-                if reload::reload(&self.shared) {
-                    return Ok(Some("RELOAD"));
-                }
-                let text = "RELOAD Failed, see logs for more details";
-                self.shared.log.write(Level::Error, text);
-                self.fail_with(key, "F0000", "RELOAD failed, see logs for additional details");
-                Ok(None)
-            }
-            Command::Pause(database) => self.pause(key, database.as_deref()),
+            Command::Reload => self.reload_command(key),
+            Command::Pause(database) => self.pause(key, database),
             Command::Resume(database) => self.resume(database.as_deref()),
+            Command::Suspend => self.suspend_command(key),
             Command::Reconnect(database) => self.reconnect(database.as_deref()),
-            Command::Disable(database) => {
-                let entry = self.required(database.as_deref(), "disable")?;
-                self.note_command("DISABLE", Some(&entry.name));
-                entry.set_admission(Admission::Disabled);
-                Ok(Some("DISABLE"))
-            }
-            Command::Enable(database) => {
-                let entry = self.required(database.as_deref(), "enable")?;
-                self.note_command("ENABLE", Some(&entry.name));
-                entry.set_admission(Admission::Enabled);
-                Ok(Some("ENABLE"))
-            }
+            Command::Disable(database) => self.admit(database, Admission::Disabled),
+            Command::Enable(database) => self.admit(database, Admission::Enabled),
             Command::Kill(database) => self.kill_command(key, database.as_deref()),
             Command::KillClient(id) => {
                 let number: u64 = id.parse().map_err(|_| "invalid client pointer supplied")?;
-                let ticket = self.ticket(key);
-                let left = self.shared.workers().len();
-                let gathering = Gathering::new(ticket, Which::Kill, left);
-                self.shared.broadcast(|| Message::KillClient(number, Arc::clone(&gathering)));
-                self.wait(key, Wait::Workers)
+                self.ask_workers(key, Question::KillClient(number), Wait::Workers)
+            }
+            Command::WaitClose(database) => {
+                self.note_command("WAIT_CLOSE", database.as_deref());
+                let entries = match database.as_deref() {
+                    None => self.shared.entries(),
+                    Some(name) => vec![self.named(name, "wait in")?],
+                };
+                self.wait(key, Wait::Close(entries))
             }
             Command::Shutdown(mode) => self.shutdown(mode),
         }
@@ -75,7 +58,7 @@ impl Worker {
         self.shared.log.write(Level::Log, &format!("{word}{database} command issued"));
     }
 
-    /// The entry that a command names.
+    /// The entry that a command names; an automatic one is made for it.
     fn named(&self, database: &str, verb: &str) -> Result<Arc<Entry>, String> {
         if database == CONSOLE {
             return Err(format!("cannot {verb} admin db: {database}"));
@@ -83,78 +66,101 @@ impl Worker {
         self.shared.entry(database).ok_or_else(|| format!("no such database: {database}"))
     }
 
-    fn required(&self, database: Option<&str>, verb: &str) -> Result<Arc<Entry>, String> {
-        self.named(database.ok_or("a database is required")?, verb)
+    fn admit(&mut self, database: Option<String>, admission: Admission) -> Done {
+        let name = database.ok_or("a database is required")?;
+        let (word, verb) = match admission {
+            Admission::Disabled => ("DISABLE", "disable"),
+            Admission::Enabled => ("ENABLE", "enable"),
+        };
+        self.note_command(word, Some(&name));
+        if admission == Admission::Enabled && name != CONSOLE {
+            let known = self.shared.known_entry(&name);
+            known.ok_or_else(|| format!("no such database: {name}"))?;
+        }
+        self.named(&name, verb)?.set_admission(admission);
+        Ok(Some(word))
     }
 
     fn set(&mut self, key: Key, name: &str, value: &str) -> Done {
-        let mut config = self.snapshot.config.clone();
-        match config.settings.set(name, value) {
-            Ok(_) => {
-                reload::apply(&self.shared, config);
+        // What others have set since this worker last looked must stay.
+        let mut config = self.shared.snapshot().config.clone();
+        let line = match config.settings.set(name, value) {
+            Ok(taken) => {
+                match taken {
+                    Taken::Applied => reload::apply(&self.shared, config),
+                    Taken::Ignored => {
+                        let text = format!("SET ignored: {name} is read at start only");
+                        self.notice(key, &text, None);
+                    }
+                }
                 self.complete(key, &format!("SET {name}={value}"));
-                Ok(None)
+                return Ok(None);
             }
-            Err(error) => {
-                let line = match error {
-                    switchyard_config::settings::SetError::Unknown => {
-                        format!("unknown parameter: pgbouncer/{name}")
-                    }
-                    switchyard_config::settings::SetError::Invalid => {
-                        format!("invalid value \"{value}\" for parameter {name}")
-                    }
-                };
-                self.shared.log.write(Level::Error, &line);
-                Err("SET failed".into())
-            }
-        }
+            Err(SetError::Unknown) => format!("unknown parameter: pgbouncer/{name}"),
+            Err(SetError::Invalid) => format!("invalid value \"{value}\" for parameter {name}"),
+        };
+        self.shared.log.write(Level::Error, &line);
+        Err("SET failed".into())
     }
 
-    fn pause(&mut self, key: Key, database: Option<&str>) -> Done {
-        let mut lifecycle = self.shared.lifecycle();
-        let entries = match database {
+    /// Reading files and loading hooks takes its time, which is not this worker's.
+    fn reload_command(&mut self, key: Key) -> Done {
+        self.shared.log.write(Level::Log, "RELOAD command issued");
+        let (shared, ticket) = (Arc::clone(&self.shared), self.ticket(key));
+        std::thread::spawn(move || {
+            let message = Message::Reloaded(ticket, shared.reload());
+            shared.send(ticket.worker, message);
+        });
+        self.wait(key, Wait::Workers)
+    }
+
+    fn pause(&mut self, key: Key, database: Option<String>) -> Done {
+        let entries = match database.as_deref() {
             None => {
-                lifecycle.pause()?;
-                drop(lifecycle);
+                self.shared.lifecycle().pause()?;
+                self.note_command("PAUSE", None);
                 self.shared.entries()
             }
             Some(name) => {
-                drop(lifecycle);
+                if self.shared.phase() != Phase::Active {
+                    return Err("already suspended/paused".into());
+                }
+                self.note_command("PAUSE", Some(name));
                 let entry = self.named(name, "pause")?;
                 self.shared.lifecycle().pause_one(name)?;
                 vec![entry]
             }
         };
-        self.note_command("PAUSE", database);
         self.shared.apply_pauses();
-        self.wait(key, Wait::NoServers(entries, "PAUSE"))
+        self.wait(key, Wait::Pause(entries, database))
     }
 
     fn resume(&mut self, database: Option<&str>) -> Done {
         self.note_command("RESUME", database);
         match database {
-            None => self.shared.lifecycle().resume()?,
+            None => self.shared.resume()?,
             Some(name) => {
                 self.shared.known_entry(name).ok_or_else(|| format!("no such database: {name}"))?;
                 self.shared.lifecycle().resume_one(name)?;
+                self.shared.apply_pauses();
             }
         }
-        self.shared.apply_pauses();
         Ok(Some("RESUME"))
     }
 
+    fn suspend_command(&mut self, key: Key) -> Done {
+        self.shared.lifecycle().suspend()?;
+        self.note_command("SUSPEND", None);
+        self.ask_workers(key, Question::Suspend, Wait::Suspend)
+    }
+
     fn reconnect(&mut self, database: Option<&str>) -> Done {
+        self.note_command("RECONNECT", database);
         let entries = match database {
             None => self.shared.entries(),
             Some(name) => vec![self.named(name, "reconnect")?],
         };
-        self.note_command("RECONNECT", database);
-        let now = self.now;
-        for pool in entries.iter().flat_map(|entry| entry.pools()) {
-            pool.decide(&mut self.orders, |inner| {
-                inner.machine.recycle(now, "obsolete connection")
-            });
-        }
+        entries.iter().for_each(|entry| self.shared.renew(entry, "obsolete connection"));
         Ok(Some("RECONNECT"))
     }
 
@@ -162,6 +168,7 @@ impl Worker {
         if self.shared.phase() != Phase::Active {
             return Err("already suspended/paused".into());
         }
+        self.note_command("KILL", database);
         let entries = match database {
             None => {
                 let has_pools = |entry: &Arc<Entry>| !entry.pools().is_empty();
@@ -169,15 +176,11 @@ impl Worker {
             }
             Some(name) => vec![self.named(name, "kill")?],
         };
-        self.note_command("KILL", database);
         for entry in &entries {
             self.shared.lifecycle().pause_one(&entry.name)?;
         }
         self.shared.apply_pauses();
-        for entry in &entries {
-            self.shared.broadcast(|| Message::Kill(Arc::clone(entry), "database removed"));
-        }
-        self.wait(key, Wait::Nothing(entries, "KILL"))
+        self.ask_workers(key, Question::Kill(entries), Wait::Workers)
     }
 
     fn shutdown(&mut self, mode: Shutdown) -> Done {
@@ -199,25 +202,29 @@ impl Worker {
     }
 
     fn show(&mut self, key: Key, show: Show) -> Done {
-        let which = match show {
+        let question = match show {
             Show::Help => {
                 self.notice(key, "Console usage", Some(tables::HELP));
                 return Ok(Some("SHOW"));
             }
-            Show::Clients => Which::Clients,
-            Show::Servers => Which::Servers,
-            Show::Pools => Which::Pools,
-            Show::Lists => Which::Lists,
+            Show::Clients | Show::Servers | Show::Sockets | Show::ActiveSockets => {
+                Question::Connections(show)
+            }
+            Show::Pools | Show::Lists | Show::Mem => Question::Counts(show),
             _ => {
                 let rows = self.rows(show);
-                self.answer(key, show, &rows);
+                self.answer(key, show, rows);
                 return Ok(None);
             }
         };
-        let left = self.shared.workers().len();
-        let gathering = Gathering::new(self.ticket(key), which, left);
+        self.ask_workers(key, question, Wait::Workers)
+    }
+
+    fn ask_workers(&mut self, key: Key, question: Question, wait: Wait) -> Done {
+        let gathering = Gathering::new(self.ticket(key), question, self.shared.workers().len());
+        let done = self.wait(key, wait);
         self.shared.broadcast(|| Message::Gather(Arc::clone(&gathering)));
-        self.wait(key, Wait::Workers)
+        done
     }
 }
 

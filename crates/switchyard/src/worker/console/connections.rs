@@ -2,9 +2,10 @@
 
 use std::time::{Instant, SystemTime};
 
+use switchyard_core::console::Show;
 use switchyard_core::console::tables::Row;
 use switchyard_core::params::APPLICATION_NAME;
-use switchyard_io::{Peer, Remote};
+use switchyard_io::{Key, Peer, Remote};
 
 use crate::log::time_text;
 use crate::worker::Worker;
@@ -13,8 +14,21 @@ use crate::worker::console::tables::text;
 use crate::worker::server::{Server, Stage as ServerStage, Use, pointer};
 
 impl Worker {
-    pub(super) fn client_row(&self, client: &Client) -> Option<Row> {
-        let state = client_state(client)?;
+    /// What SHOW CLIENTS or SHOW SOCKETS says of a client, if anything.
+    pub(super) fn client_line(&self, key: Key, show: Show) -> Option<(u64, Row)> {
+        let client = self.clients.get(key)?;
+        let state = match show {
+            Show::Clients => client_state(client)?,
+            _ => client_socket(client)?,
+        };
+        let mut row = self.client_row(client, state);
+        extend(&mut row, show, client.input.len(), client.output.len());
+        let shown =
+            show != Show::ActiveSockets || !(client.input.is_empty() && client.output.is_empty());
+        shown.then_some((client.number, row))
+    }
+
+    fn client_row(&self, client: &Client, state: &str) -> Row {
         let now = self.now;
         let port = self.snapshot.config.settings.listen_port;
         let (addr, remote_port) = match client.peer {
@@ -37,9 +51,10 @@ impl Worker {
                 let name = session.params().value(APPLICATION_NAME).unwrap_or_default();
                 (String::from_utf8_lossy(name).into_owned(), session.statements())
             }
+            Stage::Console(console) => (console.application_name(), 0),
             _ => (String::new(), 0),
         };
-        Some(vec![
+        vec![
             text("C"),
             text(identity.map_or("(nouser)", |identity| &identity.user)),
             text(database.unwrap_or_else(|| "(nodb)".into())),
@@ -61,37 +76,29 @@ impl Worker {
             text(name),
             text(statements),
             text(client.number),
-        ])
+        ]
     }
 
-    /// Servers that are here, and parked ones whose home this is.
-    pub(super) fn server_rows(&self) -> Vec<Row> {
-        let mut rows: Vec<Row> = Vec::new();
-        for (_, slot) in self.servers.iter() {
-            if let Some(server) = &slot.here {
-                rows.push(self.server_row(server));
-                continue;
+    /// What SHOW SERVERS or SHOW SOCKETS says of a server that is here, or parked with its home
+    /// here.
+    pub(super) fn server_line(&self, key: Key, show: Show) -> Option<(u64, Row)> {
+        let slot = self.servers.get(key)?;
+        let inner = slot.pool.lock();
+        let stale = inner.machine.is_stale(slot.id);
+        let (server, state) = match &slot.here {
+            Some(server) => (server, server_state(server)),
+            None => {
+                let server = inner.parked.get(&slot.id).filter(|s| s.home == self.id)?;
+                let used = inner.machine.is_used(self.now, slot.id);
+                (server, if used { "used" } else { "idle" })
             }
-            let inner = slot.pool.lock();
-            if let Some(server) = inner.parked.get(&slot.id).filter(|s| s.home == self.id) {
-                let stale = inner.machine.is_stale(slot.id);
-                let counted = inner.machine.is_used(self.now, slot.id);
-                rows.push(self.row_of(server, if counted { "used" } else { "idle" }, stale));
-            }
-        }
-        rows
-    }
-
-    fn server_row(&self, server: &Server) -> Row {
-        let state = match &server.stage {
-            ServerStage::Connecting(_) | ServerStage::Login(_) | ServerStage::Between => "new",
-            ServerStage::Ready(_, Use::Idle) => "idle",
-            ServerStage::Ready(_, Use::Linked(_)) => "active",
-            ServerStage::Ready(_, Use::Testing) => "tested",
-            ServerStage::Ready(_, Use::BeingCanceled) => "being_canceled",
         };
-        let stale = server.pool.lock().machine.is_stale(server.id);
-        self.row_of(server, state, stale)
+        let state = if show == Show::Servers { state } else { server_socket(state) };
+        let mut row = self.row_of(server, state, stale);
+        extend(&mut row, show, server.input.len(), server.output.len());
+        let shown =
+            show != Show::ActiveSockets || !(server.input.is_empty() && server.output.is_empty());
+        shown.then_some((server.number, row))
     }
 
     fn row_of(&self, server: &Server, state: &str, stale: bool) -> Row {
@@ -140,12 +147,54 @@ impl Worker {
 }
 
 /// State in SHOW CLIENTS; `None` for those that do not appear.
-pub(super) fn client_state(client: &Client) -> Option<&'static str> {
+fn client_state(client: &Client) -> Option<&'static str> {
     match &client.stage {
         Stage::Session(_, Activity::Linked(_)) => Some("active"),
         Stage::Session(_, Activity::Idle) | Stage::Console(_) => Some("idle"),
         Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => Some("waiting"),
         Stage::Cancel => Some("active_cancel_req"),
         Stage::Start | Stage::Login(_) | Stage::Leaving => None,
+    }
+}
+
+/// The same in SHOW SOCKETS, which shows clients that log in as well.
+fn client_socket(client: &Client) -> Option<&'static str> {
+    match &client.stage {
+        Stage::Session(_, Activity::Linked(_) | Activity::Idle) | Stage::Console(_) => {
+            Some("cl_active")
+        }
+        Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => Some("cl_waiting"),
+        Stage::Cancel | Stage::Leaving => None,
+        Stage::Start | Stage::Login(_) => Some("cl_login"),
+    }
+}
+
+/// State in SHOW SERVERS.
+fn server_state(server: &Server) -> &'static str {
+    match &server.stage {
+        ServerStage::Connecting(_) | ServerStage::Login(_) | ServerStage::Between => "new",
+        ServerStage::Ready(_, Use::Idle) => "idle",
+        ServerStage::Ready(_, Use::Linked(_)) => "active",
+        ServerStage::Ready(_, Use::Testing) => "tested",
+        ServerStage::Ready(_, Use::BeingCanceled) => "being_canceled",
+    }
+}
+
+/// The same in SHOW SOCKETS.
+fn server_socket(state: &str) -> &'static str {
+    match state {
+        "new" => "sv_login",
+        "idle" => "sv_idle",
+        "used" => "sv_used",
+        "tested" => "sv_tested",
+        _ => "sv_active",
+    }
+}
+
+/// Adds what SHOW SOCKETS has to say about bytes that wait: those that were read and not used, and
+/// those that could not be sent.
+fn extend(row: &mut Row, show: Show, input: usize, output: usize) {
+    if matches!(show, Show::Sockets | Show::ActiveSockets) {
+        row.extend([input, 0, 0, 0, output, input, output].map(text));
     }
 }

@@ -1,31 +1,49 @@
-//! Answers that all workers add to.
+//! Answers that all workers add to. A worker describes its connections a few at a time, so that a
+//! SHOW of many thousands does not hold up anybody's traffic.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use foldhash::fast::RandomState;
 use switchyard_core::console::Show;
 use switchyard_core::console::tables::Row;
 use switchyard_core::ids::Ticket;
+use switchyard_io::Key;
 
+use crate::entries::Entry;
+use crate::pools::SharedPool;
 use crate::worker::Worker;
-use crate::worker::client::{Client, Stage};
-use crate::worker::console::connections::client_state;
-use crate::worker::console::tables::text;
+use crate::worker::client::Stage;
+use crate::worker::console::pools::{Parts, Tally};
 use crate::worker::message::Message;
 
-/// What is gathered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    /// Rows of SHOW CLIENTS.
-    Clients,
-    /// Rows of SHOW SERVERS.
-    Servers,
-    /// Database, user and state of clients, for SHOW POOLS.
-    Pools,
-    /// Counts of clients, for SHOW LISTS.
-    Lists,
-    /// Whether a client was found.
-    Kill,
+/// What all workers are asked.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// Rows of SHOW CLIENTS, SERVERS, SOCKETS or ACTIVE_SOCKETS.
+    Connections(Show),
+    /// Numbers for SHOW POOLS, LISTS or MEM.
+    Counts(Show),
+    /// Close the client with this number.
+    KillClient(u64),
+    /// Close the clients and servers of these entries.
+    Kill(Vec<Arc<Entry>>),
+    /// Stop reading and send what is owed.
+    Suspend,
+}
+
+/// Numbers of pools, by the address of each.
+pub(super) type Tallies = HashMap<usize, Tally, RandomState>;
+
+/// What was found so far.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Rows, by the number of their connection.
+    pub(super) rows: Vec<(u64, Row)>,
+    pub(super) tallies: Tallies,
+    pub(super) parts: Parts,
+    clients_killed: usize,
 }
 
 /// An answer that all workers add to.
@@ -33,95 +51,142 @@ pub enum Which {
 pub struct Gathering {
     /// The console that asked.
     pub console: Ticket,
-    which: Which,
-    rows: Mutex<Vec<Row>>,
+    /// What it asked.
+    pub question: Question,
+    found: Mutex<Found>,
     left: AtomicUsize,
+}
+
+/// Connections described in one turn. A row costs about 2 µs.
+const ROWS_PER_TURN: usize = 256;
+
+/// What a worker still has to describe.
+#[derive(Debug)]
+pub(in crate::worker) struct Survey {
+    gathering: Arc<Gathering>,
+    clients: Vec<Key>,
+    servers: Vec<Key>,
 }
 
 impl Gathering {
     /// For a console, from so many workers.
-    pub fn new(console: Ticket, which: Which, workers: usize) -> Arc<Self> {
-        let (rows, left) = (Mutex::new(Vec::new()), AtomicUsize::new(workers));
-        Arc::new(Gathering { console, which, rows, left })
+    pub fn new(console: Ticket, question: Question, workers: usize) -> Arc<Self> {
+        let (found, left) = (Mutex::default(), AtomicUsize::new(workers));
+        Arc::new(Gathering { console, question, found, left })
     }
 
-    /// Adds a worker's rows.
-    pub fn add(&self, rows: Vec<Row>) {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner).extend(rows);
+    /// What was found.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A worker is done; answers whether it was the last.
-    pub fn done(&self) -> bool {
+    fn done(&self) -> bool {
         self.left.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// Whether anything was found.
-    pub fn found(&self) -> bool {
-        !self.take().is_empty()
-    }
-
-    /// The table that is asked for.
-    pub fn show(&self) -> Option<Show> {
-        match self.which {
-            Which::Clients => Some(Show::Clients),
-            Which::Servers => Some(Show::Servers),
-            Which::Pools => Some(Show::Pools),
-            Which::Lists => Some(Show::Lists),
-            Which::Kill => None,
-        }
-    }
-
-    fn take(&self) -> Vec<Row> {
-        std::mem::take(&mut self.rows.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Whether a client was found.
+    pub(super) fn found(&self) -> bool {
+        self.lock().clients_killed > 0
     }
 }
 
-/// Tables that all workers add to.
+/// Where a pool's numbers are.
+pub(super) fn address(pool: &Arc<SharedPool>) -> usize {
+    Arc::as_ptr(pool).addr()
+}
+
 impl Worker {
     pub(in crate::worker) fn gather(&mut self, gathering: &Arc<Gathering>) {
-        let rows = match gathering.which {
-            Which::Clients => self.clients.iter().filter_map(|(_, c)| self.client_row(c)).collect(),
-            Which::Servers => self.server_rows(),
-            Which::Pools => {
-                let row = |client: &Client| {
-                    let place = client.place.as_ref()?;
-                    let state = client_state(client)?;
-                    let waiting = u8::from(state == "waiting");
-                    Some(vec![text(&place.pool.entry.name), text(&place.pool.user), text(waiting)])
-                };
-                self.clients.iter().filter_map(|(_, client)| row(client)).collect()
+        match &gathering.question {
+            Question::Connections(show) => {
+                let (mut clients, mut servers) = (Vec::new(), Vec::new());
+                if *show != Show::Servers {
+                    clients = self.clients.iter().map(|(key, _)| key).collect();
+                }
+                if *show != Show::Clients {
+                    servers = self.servers.iter().map(|(key, _)| key).collect();
+                }
+                let gathering = Arc::clone(gathering);
+                self.surveys.push(Survey { gathering, clients, servers });
+                return;
             }
-            Which::Lists => {
-                let login =
-                    |client: &Client| matches!(client.stage, Stage::Start | Stage::Login(_));
-                let logging_in = self.clients.iter().filter(|(_, c)| login(c)).count();
-                vec![vec![text(self.clients.len() - logging_in), text(logging_in)]]
+            Question::Counts(_) => {
+                let (tallies, parts) = (self.tallies(), self.parts());
+                let mut found = gathering.lock();
+                for (pool, tally) in tallies {
+                    found.tallies.entry(pool).or_default().add(&tally);
+                }
+                found.parts.add(&parts);
             }
-            Which::Kill => Vec::new(),
-        };
-        gathering.add(rows);
+            Question::KillClient(number) => {
+                if self.kill_client(*number) {
+                    gathering.lock().clients_killed += 1;
+                }
+            }
+            Question::Kill(entries) => {
+                entries.iter().for_each(|entry| self.kill(entry, "database removed"));
+            }
+            Question::Suspend => return self.suspend(gathering),
+        }
         self.report(gathering);
     }
 
-    /// Rows of a complete gathering, in order.
-    pub(in crate::worker) fn finish_rows(&self, gathering: &Gathering) -> Vec<Row> {
-        let mut rows = gathering.take();
-        match gathering.which {
-            Which::Clients | Which::Servers | Which::Kill => {
-                let number = |row: &Row| row.last().cloned().flatten()?.parse::<u64>().ok();
-                rows.sort_by_key(number);
-                rows
+    /// Goes on with what has to be described.
+    pub(in crate::worker) fn survey(&mut self) {
+        for mut survey in std::mem::take(&mut self.surveys) {
+            let Question::Connections(show) = survey.gathering.question else { continue };
+            let mut rows = Vec::with_capacity(ROWS_PER_TURN);
+            while rows.len() < ROWS_PER_TURN {
+                if let Some(key) = survey.clients.pop() {
+                    rows.extend(self.client_line(key, show));
+                } else if let Some(key) = survey.servers.pop() {
+                    rows.extend(self.server_line(key, show));
+                } else {
+                    break;
+                }
             }
-            Which::Pools => self.pool_rows(&rows),
-            Which::Lists => self.list_rows(&rows),
+            survey.gathering.lock().rows.append(&mut rows);
+            if survey.clients.is_empty() && survey.servers.is_empty() {
+                self.report(&survey.gathering);
+            } else {
+                self.surveys.push(survey);
+            }
+        }
+    }
+
+    /// Rows of a complete gathering, in order.
+    pub(super) fn finish_rows(&self, show: Show, gathering: &Gathering) -> Vec<Row> {
+        let mut found = std::mem::take(&mut *gathering.lock());
+        match show {
+            Show::Pools => self.pool_rows(&found.tallies),
+            Show::Lists => self.list_rows(&found.parts),
+            Show::Mem => self.memory_rows(&found.parts),
+            _ => {
+                found.rows.sort_unstable_by_key(|(number, _)| *number);
+                found.rows.into_iter().map(|(_, row)| row).collect()
+            }
         }
     }
 
     /// This worker has done its part of a gathering.
-    pub(in crate::worker) fn report(&self, gathering: &Arc<Gathering>) {
+    pub(super) fn report(&self, gathering: &Arc<Gathering>) {
         if gathering.done() {
             let console = gathering.console;
             self.send(console.worker, Message::Gathered(console, Arc::clone(gathering)));
+        }
+    }
+
+    fn parts(&self) -> Parts {
+        let logging_in = |stage: &Stage| {
+            matches!(stage, Stage::Start | Stage::Login(_) | Stage::AwaitingWelcome(_))
+        };
+        let logins = self.clients.iter().filter(|(_, client)| logging_in(&client.stage)).count();
+        Parts {
+            clients: self.clients.len() - logins,
+            logins,
+            buffers: self.spare.count(),
+            cancels: self.cancels.len(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What KILL, KILL_CLIENT and shutdowns close on this worker.
+//! What KILL, KILL_CLIENT, RECONNECT and shutdowns close on this worker.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,9 +7,9 @@ use switchyard_io::Key;
 
 use crate::entries::Entry;
 use crate::worker::Worker;
-use crate::worker::client::Activity;
+use crate::worker::client::{Activity, Stage};
 use crate::worker::close::Farewell;
-use crate::worker::console::gather::Gathering;
+use crate::worker::server::Stage as ServerStage;
 
 impl Worker {
     /// Closes the clients and servers of an entry.
@@ -44,17 +44,29 @@ impl Worker {
         }
     }
 
-    /// Closes the client with this number, if it is here.
-    pub(in crate::worker) fn kill_client(&mut self, number: u64, gathering: &Arc<Gathering>) {
+    /// Closes the client with this number, if it is here; answers whether it was.
+    pub(super) fn kill_client(&mut self, number: u64) -> bool {
+        let named =
+            |stage: &Stage| !matches!(stage, Stage::Start | Stage::Login(_) | Stage::Leaving);
         let found = self.clients.iter().find(|(_, client)| client.number == number);
-        if let Some(key) = found.map(|(key, _)| key) {
-            if let Some(slot) = self.clients.get(key).and_then(|client| client.server()) {
-                self.close_server(slot, "admin forced disconnect");
-            }
-            self.close_client(key, "admin forced disconnect", Farewell::fatal());
-            gathering.add(vec![Vec::new()]);
+        let Some((key, _)) = found.filter(|(_, client)| named(&client.stage)) else { return false };
+        if let Some(slot) = self.clients.get(key).and_then(|client| client.server()) {
+            self.close_server(slot, "admin forced disconnect");
         }
-        self.report(gathering);
+        self.close_client(key, "admin forced disconnect", Farewell::fatal());
+        true
+    }
+
+    /// Servers of an entry that are not logged in yet are given up: it leads elsewhere now.
+    pub(in crate::worker) fn stop_opening(&mut self, entry: &Arc<Entry>) {
+        let opening = self.servers.iter().filter(|(_, slot)| {
+            let stage = slot.here.as_ref().map(|server| &server.stage);
+            let opening = matches!(stage, Some(ServerStage::Connecting(_) | ServerStage::Login(_)));
+            opening && Arc::ptr_eq(&slot.pool.entry, entry)
+        });
+        for key in opening.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.close_server(key, "connect string changed");
+        }
     }
 
     /// SHUTDOWN WAIT_FOR_SERVERS: whoever waits for a server is told to go.

@@ -1,31 +1,123 @@
-//! SHOW POOLS and SHOW LISTS, from what the workers counted.
+//! SHOW POOLS, SHOW LISTS and SHOW MEM, from what the workers counted.
 
 use std::time::Instant;
 
 use switchyard_config::value::Value as _;
 use switchyard_core::console::tables::Row;
 
+use crate::entries::Entry;
+use crate::pools::SharedPool;
 use crate::worker::Worker;
+use crate::worker::buffer::SPARE_SIZE;
+use crate::worker::cancel::Progress;
+use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::console::CONSOLE;
+use crate::worker::console::gather::{Tallies, address};
 use crate::worker::console::tables::text;
+use crate::worker::server::{Server, Stage as ServerStage, Use};
+
+/// What workers know of a pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    active: usize,
+    waiting: usize,
+    /// Cancel requests on their way to the server, and those without a connection yet.
+    cancels_active: usize,
+    cancels_waiting: usize,
+    being_canceled: usize,
+    /// Running a reset or check query.
+    testing: usize,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Tally) {
+        self.active += other.active;
+        self.waiting += other.waiting;
+        self.cancels_active += other.cancels_active;
+        self.cancels_waiting += other.cancels_waiting;
+        self.being_canceled += other.being_canceled;
+        self.testing += other.testing;
+    }
+}
+
+/// What workers hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Parts {
+    /// Clients that are logged in, and cancel requests.
+    pub(super) clients: usize,
+    /// Clients that are not.
+    pub(super) logins: usize,
+    /// Spare buffers.
+    pub(super) buffers: usize,
+    /// Connections that carry cancel requests.
+    pub(super) cancels: usize,
+}
+
+impl Parts {
+    pub(super) fn add(&mut self, other: &Parts) {
+        self.clients += other.clients;
+        self.logins += other.logins;
+        self.buffers += other.buffers;
+        self.cancels += other.cancels;
+    }
+}
 
 impl Worker {
-    pub(super) fn pool_rows(&self, clients: &[Row]) -> Vec<Row> {
+    pub(super) fn tallies(&self) -> Tallies {
+        let mut tallies = Tallies::default();
+        for (_, client) in self.clients.iter() {
+            let Some(place) = &client.place else { continue };
+            let tally: &mut Tally = tallies.entry(address(&place.pool)).or_default();
+            match &client.stage {
+                Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => {
+                    tally.waiting += 1;
+                }
+                Stage::Session(_, Activity::Idle | Activity::Linked(_)) => tally.active += 1,
+                Stage::Start
+                | Stage::Login(_)
+                | Stage::Console(_)
+                | Stage::Cancel
+                | Stage::Leaving => {}
+            }
+        }
+        for (_, slot) in self.servers.iter() {
+            let Some(server) = &slot.here else { continue };
+            let tally = tallies.entry(address(&slot.pool)).or_default();
+            match server.stage {
+                ServerStage::Ready(_, Use::Testing) => tally.testing += 1,
+                ServerStage::Ready(_, Use::BeingCanceled) => tally.being_canceled += 1,
+                _ => {}
+            }
+        }
+        for (_, outgoing) in self.cancels.iter() {
+            let Some(slot) = self.servers.get(outgoing.slot()) else { continue };
+            let tally = tallies.entry(address(&slot.pool)).or_default();
+            match outgoing.progress() {
+                Progress::Connecting => tally.cancels_waiting += 1,
+                Progress::Sent => tally.cancels_active += 1,
+            }
+        }
+        tallies
+    }
+
+    pub(super) fn pool_rows(&self, tallies: &Tallies) -> Vec<Row> {
         let now = Instant::now();
         let mut rows = Vec::new();
         for pool in self.shared.pools() {
-            let (name, user) = (text(&pool.entry.name), text(&pool.user));
-            let ours = clients.iter().filter(|row| row[0] == name && row[1] == user);
-            let (waiting, active): (Vec<&Row>, Vec<&Row>) =
-                ours.partition(|row| row[2].as_deref() == Some("1"));
+            let tally = tallies.get(&address(&pool)).copied().unwrap_or_default();
             let counts = pool.lock().machine.counts(now, None);
+            let owned = (counts.busy + counts.testing).saturating_sub(tally.being_canceled);
             let wait = pool.oldest_wait().map(|since| now.saturating_duration_since(since));
             let wait = wait.unwrap_or_default();
             let definition = pool.entry.definition();
             let balance = definition.load_balance_hosts.show();
-            let mut row = vec![name, user, text(active.len()), text(waiting.len())];
-            row.extend([text(0), text(0), text(counts.busy), text(0), text(0)]);
-            row.extend([counts.idle, counts.used, counts.testing, counts.opening].map(text));
+            let mut row = vec![text(&pool.entry.name), text(&pool.user)];
+            row.extend([tally.active, tally.waiting].map(text));
+            row.extend([tally.cancels_active, tally.cancels_waiting].map(text));
+            row.push(text(owned.saturating_sub(tally.testing)));
+            row.extend([tally.cancels_active, tally.being_canceled].map(text));
+            row.extend([counts.idle, counts.used, tally.testing].map(text));
+            row.push(text(counts.opening + tally.cancels_waiting));
             row.extend([text(wait.as_secs()), text(wait.subsec_micros())]);
             row.push(pool.mode().show());
             row.push(if definition.hosts.len() > 1 { balance } else { None });
@@ -39,11 +131,7 @@ impl Worker {
         rows
     }
 
-    pub(super) fn list_rows(&self, counts: &[Row]) -> Vec<Row> {
-        let sum = |index: usize| {
-            let parse = |row: &Row| row[index].as_ref()?.parse::<usize>().ok();
-            counts.iter().filter_map(parse).sum::<usize>()
-        };
+    pub(super) fn list_rows(&self, parts: &Parts) -> Vec<Row> {
         let pools = self.shared.pools();
         let now = Instant::now();
         let counted: Vec<_> = pools.iter().map(|p| p.lock().machine.counts(now, None)).collect();
@@ -52,20 +140,39 @@ impl Worker {
         [
             ("databases", self.shared.entries().len() + 1),
             ("users", self.user_rows().len()),
-            ("peers", 0),
+            ("peers", self.snapshot.config.peers.len()),
             ("pools", pools.len() + 1),
             ("peer_pools", 0),
             ("free_clients", 0),
-            ("used_clients", sum(0)),
-            ("login_clients", sum(1)),
+            ("used_clients", parts.clients),
+            ("login_clients", parts.logins),
             ("free_servers", free),
-            ("used_servers", used),
+            ("used_servers", used + parts.cancels),
             ("dns_names", 0),
             ("dns_zones", 0),
             ("dns_queries", 0),
             ("dns_pending", 0),
         ]
         .map(|(name, count)| vec![text(name), text(count)])
+        .to_vec()
+    }
+
+    /// Sizes are those of the fixed parts; what hangs on them is not counted.
+    pub(super) fn memory_rows(&self, parts: &Parts) -> Vec<Row> {
+        let pools = self.shared.pools();
+        let servers: usize = pools.iter().map(|pool| pool.lock().machine.len()).sum();
+        let row = |(name, size, used, free): (&str, usize, usize, usize)| {
+            let numbers = [size, used, free, size * (used + free)];
+            std::iter::once(text(name)).chain(numbers.map(text)).collect()
+        };
+        [
+            ("db_cache", size_of::<Entry>(), self.shared.entries().len(), 0),
+            ("pool_cache", size_of::<SharedPool>(), pools.len(), 0),
+            ("server_cache", size_of::<Server>(), servers, 0),
+            ("client_cache", size_of::<Client>(), parts.clients + parts.logins, 0),
+            ("iobuf_cache", SPARE_SIZE, 0, parts.buffers),
+        ]
+        .map(row)
         .to_vec()
     }
 }

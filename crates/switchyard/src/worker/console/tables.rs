@@ -24,13 +24,13 @@ impl Worker {
         match show {
             Show::Version => vec![vec![Some(program())]],
             Show::State => {
-                let paused = matches!(self.shared.phase(), Phase::Paused | Phase::WaitForServers);
-                let word = |yes: bool| text(if yes { "yes" } else { "no" });
-                vec![
-                    vec![text("active"), word(!paused)],
-                    vec![text("paused"), word(paused)],
-                    vec![text("suspended"), word(false)],
-                ]
+                let state = match self.shared.phase() {
+                    Phase::Active | Phase::WaitForClients => "active",
+                    Phase::Paused | Phase::WaitForServers => "paused",
+                    Phase::Suspended => "suspended",
+                };
+                let word = |name| text(if name == state { "yes" } else { "no" });
+                ["active", "paused", "suspended"].map(|name| vec![text(name), word(name)]).to_vec()
             }
             Show::Config => settings
                 .rows()
@@ -45,11 +45,21 @@ impl Worker {
             Show::Clusters => self.cluster_rows(),
             Show::Nodes => self.node_rows(),
             Show::Switchovers => self.switchover_rows(),
-            Show::Stats | Show::StatsTotals | Show::StatsAverages | Show::Totals => {
-                self.stats_rows(show)
-            }
+            Show::Peers => self.peer_rows(),
+            Show::Stats | Show::StatsTotals | Show::StatsAverages => self.stats_rows(show),
+            Show::Totals => self.totals_rows(),
             Show::Parameter(_, value) => vec![vec![text(value)]],
-            Show::Help | Show::Pools | Show::Clients | Show::Servers | Show::Lists => Vec::new(),
+            // Cancel requests are not passed on to peers, and addresses of names are not kept:
+            // there is nothing to show.
+            Show::PeerPools | Show::DnsHosts | Show::DnsZones => Vec::new(),
+            Show::Help
+            | Show::Pools
+            | Show::Clients
+            | Show::Servers
+            | Show::Sockets
+            | Show::ActiveSockets
+            | Show::Lists
+            | Show::Mem => Vec::new(),
         }
     }
 
@@ -65,6 +75,11 @@ impl Worker {
             let balance = (hosts.len() > 1).then(|| definition.load_balance_hosts.show());
             let paused = self.shared.lifecycle().is_paused_alone(&entry.name);
             let disabled = entry.admission() == Admission::Disabled;
+            let clients = entry.clients.load(Ordering::Relaxed);
+            let automatic = !self.snapshot.config.databases.contains_key(&entry.name);
+            if automatic && servers == 0 && clients == 0 && !paused && !disabled {
+                continue;
+            }
             rows.push(vec![
                 text(&entry.name),
                 (!hosts.is_empty()).then(|| hosts.join(",")),
@@ -80,14 +95,18 @@ impl Worker {
                 text(overrides.max_db_connections()),
                 text(servers),
                 text(overrides.max_db_client_connections()),
-                text(entry.clients.load(Ordering::Relaxed)),
+                text(clients),
                 text(u8::from(paused)),
                 text(u8::from(disabled)),
             ]);
         }
         let mut console = vec![text(CONSOLE), None, text(settings.listen_port), text(CONSOLE)];
-        console.extend([text(CONSOLE), text(2), text(0), text(0), text(3600), text("statement")]);
-        console.extend([None, text(0), text(0), text(0), text(0), text(0), text(0)]);
+        console.extend([text(CONSOLE), text(2), text(settings.min_pool_size)]);
+        console
+            .extend([text(settings.reserve_pool_size), text(settings.server_lifetime.as_secs())]);
+        console.extend([text("statement"), None, text(settings.max_db_connections), text(0)]);
+        console.extend([text(settings.max_db_client_connections), text(self.shared.consoles())]);
+        console.extend([text(0), text(0)]);
         rows.push(console);
         rows.sort_by(|a, b| a[0].cmp(&b[0]));
         rows
@@ -98,6 +117,8 @@ impl Worker {
         let mut names: Vec<String> = self.snapshot.users.keys().cloned().collect();
         names.extend(config.users.keys().cloned());
         names.extend(config.databases.values().filter_map(|database| database.user.clone()));
+        names.extend(config.databases.values().filter_map(|database| database.auth_user.clone()));
+        names.extend(config.settings.auth_user.clone().filter(|user| !user.is_empty()));
         names.push(CONSOLE.into());
         names.sort_unstable();
         names.dedup();
@@ -126,5 +147,15 @@ impl Worker {
             ]
         };
         names.into_iter().map(row).collect()
+    }
+
+    fn peer_rows(&self) -> Vec<Row> {
+        let config = &self.snapshot.config;
+        let size = config.settings.default_pool_size;
+        let peers = config.peers.iter().map(|(id, peer)| {
+            let size = peer.pool_size.unwrap_or(size);
+            vec![text(id), text(&peer.host), text(peer.port), text(size)]
+        });
+        peers.collect()
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use switchyard_core::client::session::Session;
-use switchyard_core::lifecycle::Phase;
 use switchyard_core::params::Params;
 use switchyard_io::Key;
 use switchyard_wire::build::{self, Authentication, Report};
@@ -35,7 +34,7 @@ impl Worker {
             let text = format!("database \"{database}\" is disabled");
             return self.close_client(key, &text, Farewell::fatal());
         }
-        if self.shared.phase() != Phase::Active && self.shared.phase() != Phase::Paused {
+        if self.shared.lifecycle().is_ending() {
             return self.close_client(key, "pooler is shutting down", Farewell::fatal());
         }
         let pool = self.shared.pool(&entry, &user);
@@ -94,9 +93,17 @@ impl Worker {
         }
         client.key[0] &= 0x7f;
         self.shared.add_key(client.key, ticket);
-        let bytes = ConsoleClient::welcome(client.key);
-        client.stage = Stage::Console(Box::new(ConsoleClient::new(rights)));
+        let Stage::Login(state) = std::mem::replace(&mut client.stage, Stage::Start) else {
+            return;
+        };
+        let console = ConsoleClient::new(rights, state.request.params);
+        let notice = &self.snapshot.config.settings.login_notify_message;
+        let bytes = console.welcome(&self.snapshot.tracked, client.key, notice);
+        client.stage = Stage::Console(Box::new(console));
+        self.shared.console_came();
+        Stats::add(&self.shared.ledger.console(self.id).logins, 1);
         self.say(key, &bytes);
+        self.todo.push_back(Todo::Client(key));
     }
 }
 
