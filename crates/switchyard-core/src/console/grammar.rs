@@ -146,27 +146,24 @@ pub fn parse(query: &str) -> Result<Command, String> {
     let text = skip_blanks(query);
     let Some((verb, rest)) = word(text) else { return Err(invalid()) };
     let gap = skip_blanks(rest);
-    let setting = (gap.len() < rest.len()).then(|| assignment(gap)).flatten();
-    if let Some(setting) = setting {
-        if verb.len >= WORD_MAX || setting.key.len >= ARGUMENT_MAX {
-            return Err("bad arguments".into());
-        }
-        let set = verb.text.eq_ignore_ascii_case("set");
-        return set.then(|| set_command(setting)).ok_or_else(invalid);
-    }
     let (argument, rest) = match word(gap) {
-        // Two words need blanks between them, unless one is quoted.
         Some((argument, rest)) => (Some(argument), rest),
         None => (None, gap),
     };
-    if !is_end(rest) {
-        return Err(invalid());
+    if is_end(rest) {
+        let long = argument.as_ref().is_some_and(|argument| argument.len >= ARGUMENT_MAX);
+        if verb.len >= WORD_MAX || long {
+            return Err("bad arguments".into());
+        }
+        let argument = argument.map(|word| word.text);
+        return command(&verb.text.to_ascii_lowercase(), argument).ok_or_else(invalid);
     }
-    let long = argument.as_ref().is_some_and(|argument| argument.len >= ARGUMENT_MAX);
-    if verb.len >= WORD_MAX || long {
+    let setting = assignment(gap).ok_or_else(invalid)?;
+    if verb.len >= WORD_MAX || setting.key.len >= ARGUMENT_MAX {
         return Err("bad arguments".into());
     }
-    command(&verb.text.to_ascii_lowercase(), argument.map(|word| word.text)).ok_or_else(invalid)
+    let set = verb.text.eq_ignore_ascii_case("set");
+    set.then(|| set_command(setting)).ok_or_else(invalid)
 }
 
 fn command(word: &str, argument: Option<String>) -> Option<Command> {
@@ -296,6 +293,9 @@ mod tests {
         assert_eq!(check("set x = 'it''s'"), Ok(Command::Set("x".into(), "it's".into())));
         assert_eq!(check("SET X to 5;"), Ok(Command::Set("x".into(), "5".into())));
         assert_eq!(check("set timezone to 'x'"), Ok(Command::SetIgnored));
+        for (name, show) in OBJECTS {
+            assert_eq!(check(&format!("show {name}")), Ok(Command::Show(*show)));
+        }
         let shutdown = Command::Shutdown(Shutdown::WaitForClients);
         assert_eq!(check("shutdown wait_for_clients"), Ok(shutdown));
         for wrong in [
