@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod client;
 pub mod console;
+pub mod hook;
 pub mod ids;
 pub mod lifecycle;
 pub mod params;

@@ -1,164 +1,292 @@
-//! One Python process: start, calls in, results out.
+//! One Python process: its start, its words, its end.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice, PipeReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Call, HookOptions, Outcome, Verdict};
-use crate::log::{Level, Log};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use switchyard_core::hook::desk::Takes;
+
+use super::options::HookOptions;
+use super::queue::{Journal, Queues};
 
 const SCRIPT: &str = include_str!("worker.py");
-/// Longest loading of a module.
-const LOAD_TIME: Duration = Duration::from_secs(30);
-/// Longest result, in bytes.
-const RESULT_MAX: usize = 1 << 31;
+/// Longest wait for an interpreter that does not read what to load.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Descriptors that fit into one message of the system.
+const DESCRIPTORS_MAX: usize = 253;
+/// Longest message of a process to its keeper, in bytes.
+const MESSAGE_MAX: usize = 1 << 30;
+/// Bytes read at once.
+const CHUNK: usize = 64 * 1024;
 
-/// A running interpreter with the user's modules loaded.
+/// What every process of a host is started with.
+#[derive(Debug)]
+pub(super) struct Kit<'a> {
+    /// Modules and limits.
+    pub(super) options: &'a HookOptions,
+    /// Channels.
+    pub(super) queues: &'a Queues,
+    /// Number of loops.
+    pub(super) loops: usize,
+    /// Pickled globals of the modules before, if there were any.
+    pub(super) inherited: Option<&'a [u8]>,
+}
+
+/// A process.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
-    socket: UnixStream,
-    input: Vec<u8>,
-    patience: Option<Duration>,
+    /// Becomes readable when it ends.
+    pub(super) pidfd: OwnedFd,
+    /// Its standard output and error output.
+    pub(super) output: PipeReader,
+    /// Messages both ways.
+    pub(super) control: UnixStream,
+    /// What it writes down.
+    pub(super) journal: Arc<Journal>,
+    /// Ends of the sockets for results, one a loop; taken once.
+    pub(super) results: Vec<UnixStream>,
+    heard: Vec<u8>,
 }
 
-fn frame(out: &mut Vec<u8>, call: &Call) {
-    let user = &call.user.as_bytes()[..call.user.len().min(usize::from(u16::MAX))];
-    let encoding = &call.encoding[..call.encoding.len().min(usize::from(u8::MAX))];
-    let len = 4 + user.len() + encoding.len() + call.text.len();
-    out.extend_from_slice(&(len as u32).to_le_bytes());
-    out.push(u8::from(call.in_transaction));
-    out.extend_from_slice(&(user.len() as u16).to_le_bytes());
-    out.push(encoding.len() as u8);
-    out.extend_from_slice(user);
-    out.extend_from_slice(encoding);
-    out.extend_from_slice(&call.text);
+/// A message of a process to its keeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The modules are loaded.
+    Loaded(Report),
+    /// They are not; Python's message.
+    Failed(String),
+    /// Something that operators have to know.
+    Warning(String),
+    /// It uses that many megabytes.
+    Large(u64),
+    /// The modules' globals, pickled.
+    Globals(Vec<u8>),
 }
 
-/// A result frame: two codes, two lengths, two texts.
-fn verdict(frame: &[u8]) -> Option<Verdict> {
-    let (head, rest) = frame.split_first_chunk::<10>()?;
-    let [rewrite, route, a, b, c, d, lengths @ ..] = *head;
-    let (first, second) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(lengths));
-    let text = rest.get(..first as usize)?;
-    let key = rest.get(first as usize..first as usize + second as usize)?;
-    Some(Verdict { rewrite: Outcome::of(rewrite, text)?, route: Outcome::of(route, key)? })
+/// What loaded modules say about themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Results depend on the arguments only.
+    pub purity: Purity,
+    /// How many processes there may be.
+    pub sharing: Sharing,
+    /// Number of arguments of rewrite_query and routing_rules; 0 means off.
+    pub arity: [u8; 2],
+    /// Keys that routing_rules may return, as the modules declare them.
+    pub keys: Vec<String>,
+}
+
+/// Whether results may be remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purity {
+    /// They may not.
+    #[default]
+    Unknown,
+    /// `switchyard_pure`.
+    Pure,
+}
+
+/// Whether there may be several sets of globals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// One a process.
+    #[default]
+    Separate,
+    /// `switchyard_shared_state`: one in all.
+    Shared,
+}
+
+impl Report {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(bytes);
+        let mut parts = text.split('\0');
+        let mut numbers = parts.next()?.split(' ').map(|number| number.parse::<u8>().ok());
+        let mut number = || numbers.next().flatten();
+        let flags = number()?;
+        Some(Report {
+            purity: if flags & 1 > 0 { Purity::Pure } else { Purity::Unknown },
+            sharing: if flags & 2 > 0 { Sharing::Shared } else { Sharing::Separate },
+            arity: [number()?, number()?],
+            keys: parts.filter(|key| !key.is_empty()).map(String::from).collect(),
+        })
+    }
+}
+
+fn field(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(bytes);
 }
 
 impl Process {
-    /// Starts an interpreter and loads the modules; the error is Python's own message.
-    pub(super) fn start(options: &HookOptions, log: &Arc<Log>) -> Result<Self, String> {
-        let mut sources = Vec::new();
-        for module in &options.modules {
-            let source = module.source.as_ref().map_err(String::clone)?;
-            sources.extend_from_slice(&(source.len() as u32).to_le_bytes());
-            sources.extend_from_slice(source);
-        }
+    /// Starts an interpreter, which then loads the modules.
+    pub(super) fn start(kit: &Kit<'_>, takes: Takes) -> Result<Self, String> {
+        let options = kit.options;
+        let message = start_message(kit, takes)?;
         let text = |error: io::Error| format!("cannot start {}: {error}", options.python);
-        let (socket, theirs) = UnixStream::pair().map_err(text)?;
-        let mut child = Command::new(&options.python)
-            .args(["-u", "-c", SCRIPT, &options.rewrite_file, &options.route_file])
+        let (control, theirs) = UnixStream::pair().map_err(text)?;
+        let (output, printed) = io::pipe().map_err(text)?;
+        let errors = printed.try_clone().map_err(text)?;
+        let journal = Journal::new().map_err(text)?;
+        let pairs: io::Result<Vec<_>> = (0..kit.loops).map(|_| UnixStream::pair()).collect();
+        let (results, far): (Vec<_>, Vec<_>) = pairs.map_err(text)?.into_iter().unzip();
+        let child = Command::new(&options.python)
+            .args(["-u", "-c", SCRIPT, &std::process::id().to_string()])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stdout(printed)
+            .stderr(errors)
             .process_group(0)
             .spawn()
             .map_err(text)?;
-        if let Some(output) = child.stdout.take() {
-            let log = Arc::clone(log);
-            std::thread::spawn(move || {
-                for line in BufReader::new(output).lines() {
-                    let Ok(line) = line else { return };
-                    log.write(Level::Log, &format!("hook: {line}"));
-                }
-            });
+        let pidfd = Pid::from_raw(child.id().cast_signed())
+            .ok_or(io::ErrorKind::NotFound.into())
+            .and_then(|pid| Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?));
+        let mut child = Guard(Some(child));
+        let pidfd = pidfd.map_err(text)?;
+        let descriptors: Vec<BorrowedFd<'_>> =
+            kit.queues.descriptors(&journal).chain(far.iter().map(AsFd::as_fd)).collect();
+        control.set_write_timeout(Some(PATIENCE)).map_err(text)?;
+        // An interpreter that has ended already says why, or its end does.
+        let _ = send(&control, &message, &descriptors);
+        control.set_nonblocking(true).map_err(text)?;
+        rustix::io::ioctl_fionbio(&output, true).map_err(|error| text(error.into()))?;
+        for stream in &results {
+            stream.set_nonblocking(true).map_err(text)?;
         }
-        let mut process = Process { child, socket, input: Vec::new(), patience: None };
-        // An interpreter that ended says why, or its end does.
-        let _ = process.socket.write_all(&sources);
-        let loaded = process.frame(Some(Instant::now() + LOAD_TIME));
-        match loaded {
-            Ok(error) if error.is_empty() => Ok(process),
-            Ok(error) => Err(String::from_utf8_lossy(&error).into_owned()),
-            Err(error) => Err(format!("the interpreter ended while loading: {error}")),
+        let child = child.0.take().ok_or("the interpreter is gone")?;
+        let (heard, journal) = (Vec::new(), Arc::new(journal));
+        Ok(Process { child, pidfd, output, control, journal, results, heard })
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends an order of one letter.
+    pub(super) fn order(&mut self, letter: u8) {
+        let message = [1, 0, 0, 0, letter];
+        // One that does not read orders is ended when its time is over.
+        let _ = self.control.write_all(&message);
+    }
+
+    /// Reads its messages.
+    pub(super) fn words(&mut self) -> Vec<Word> {
+        let mut chunk = vec![0; CHUNK];
+        while let Ok(count @ 1..) = self.control.read(&mut chunk) {
+            self.heard.extend_from_slice(&chunk[..count]);
         }
-    }
-
-    /// Hands calls over.
-    pub(super) fn send<'a>(&mut self, calls: impl Iterator<Item = &'a Call>) -> io::Result<()> {
-        let mut out = Vec::new();
-        calls.for_each(|call| frame(&mut out, call));
-        self.socket.write_all(&out)
-    }
-
-    /// The next result.
-    pub(super) fn receive(&mut self, deadline: Option<Instant>) -> io::Result<Verdict> {
-        let frame = self.frame(deadline)?;
-        verdict(&frame).ok_or_else(|| io::ErrorKind::InvalidData.into())
-    }
-
-    /// Whether another whole result has come already.
-    pub(super) fn has_more(&self) -> bool {
-        let head = self.input.first_chunk::<4>();
-        head.is_some_and(|head| self.input.len() >= 4 + u32::from_le_bytes(*head) as usize)
-    }
-
-    /// Limits the next read. A deadline that is nearly that of the read before needs no call of
-    /// the system: it is a little late then, by a tenth at most.
-    fn be_patient(&mut self, left: Option<Duration>) -> io::Result<()> {
-        let near = match (self.patience, left) {
-            (Some(set), Some(left)) => set >= left && set - left <= left / 10,
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
-        if !near {
-            self.socket.set_read_timeout(left)?;
-            self.patience = left;
+        let mut words = Vec::new();
+        while let Some(head) = self.heard.first_chunk::<4>() {
+            let len = u32::from_le_bytes(*head) as usize;
+            if len > MESSAGE_MAX {
+                words.push(Word::Failed("the interpreter's messages are garbled".into()));
+                self.heard.clear();
+                break;
+            }
+            let Some(body) = self.heard.get(4..4 + len) else { break };
+            words.extend(word(body));
+            self.heard.drain(..4 + len);
         }
-        Ok(())
+        words
     }
 
-    fn frame(&mut self, deadline: Option<Instant>) -> io::Result<Vec<u8>> {
-        let mut chunk = [0; 16 * 1024];
-        loop {
-            if let Some(head) = self.input.first_chunk::<4>() {
-                let len = u32::from_le_bytes(*head) as usize;
-                if len > RESULT_MAX {
-                    return Err(io::ErrorKind::InvalidData.into());
-                }
-                if self.input.len() >= 4 + len {
-                    let rest = self.input.split_off(4 + len);
-                    let mut frame = std::mem::replace(&mut self.input, rest);
-                    frame.drain(..4);
-                    return Ok(frame);
-                }
-            }
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            self.be_patient(left)?;
-            match self.socket.read(&mut chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.input.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+    /// Kills it and everything it started in its group.
+    pub(super) fn kill(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+            // Nothing of the group may be left, which is as good.
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
+        let _ = self.child.kill();
+    }
+
+    /// Waits for its end, which has come or is near.
+    pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.kill();
+        self.child.wait()
+    }
+}
+
+/// A child that is not left behind when its start fails half-way.
+struct Guard(Option<Child>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+fn start_message(kit: &Kit<'_>, takes: Takes) -> Result<Vec<u8>, String> {
+    let options = kit.options;
+    let mut body = Vec::new();
+    let both = u8::from(takes == Takes::Both);
+    for number in
+        [kit.loops as u64, u64::from(both), options.rss_max, options.packet_max as u64]
+    {
+        field(&mut body, number.to_string().as_bytes());
+    }
+    for module in &options.modules {
+        field(&mut body, module.path.as_os_str().as_encoded_bytes());
+    }
+    for (index, module) in options.modules.iter().enumerate() {
+        match &module.source {
+            Ok(source) => field(&mut body, source),
+            // A shadow that cannot be read says so when it is loaded.
+            Err(_) if index >= 2 => field(&mut body, b"raise OSError('cannot be read')"),
+            Err(text) => return Err(text.clone()),
+        }
+    }
+    let mut inherited = Vec::new();
+    if let Some(data) = kit.inherited {
+        inherited.push(1);
+        inherited.extend_from_slice(data);
+    }
+    field(&mut body, &inherited);
+    Ok(body)
+}
+
+/// Sends a message with descriptors in front of its first bytes.
+fn send(control: &UnixStream, body: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let len = (body.len() as u32).to_le_bytes();
+    // The descriptors go in as many parts as needed, each with a byte of the length.
+    for (index, byte) in len.iter().enumerate() {
+        let size = fds.len().div_ceil(len.len()).max(1);
+        let part = fds.chunks(size).nth(index).unwrap_or_default();
+        if part.len() > DESCRIPTORS_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut space = [std::mem::MaybeUninit::uninit();
+            rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !part.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(part)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let bytes = [*byte];
+        let slices = [IoSlice::new(&bytes)];
+        rustix::net::sendmsg(control, &slices, &mut ancillary, SendFlags::NOSIGNAL)?;
+    }
+    (&mut &*control).write_all(body)
+}
+
+fn word(body: &[u8]) -> Option<Word> {
+    let (letter, rest) = body.split_first()?;
+    let text = || String::from_utf8_lossy(rest).into_owned();
+    match letter {
+        b'L' => Report::read(rest).map(Word::Loaded),
+        b'X' => Some(Word::Failed(text())),
+        b'W' => Some(Word::Warning(text())),
+        b'R' => Some(Word::Large(text().parse().unwrap_or(0))),
+        b'D' => Some(Word::Globals(rest.to_vec())),
+        _ => None,
     }
 }

@@ -1,12 +1,26 @@
 # Runs the user's functions. Standard library only, CPython 3.6 and newer.
 #
-# Arguments: file of rewrite_query, file of routing_rules; an empty one is off. Descriptor 0 is a
-# socket to the pooler. First come the two sources, each with its length, so that all processes
-# run the same code whatever happens to the files. First answer: a frame that is empty when everything is loaded, else the
-# error. Then frames of calls come and frames of results go, in order.
-import codecs, importlib.util, inspect, os, signal, socket, struct, sys, time, traceback
+# Descriptor 0 is a socket to the pooler's keeper. Its first message brings what to load, and the
+# descriptors of everything else: queues of calls that all processes share, one datagram a call;
+# a journal that the pooler reads when this process hangs or dies; for each of the pooler's loops
+# a file with texts that are too long for a datagram and a socket for results.
+#
+# A call is received into the journal and its result is put there before it is sent, so that the
+# pooler can always tell what was begun and what was finished.
+import array, atexit, codecs, importlib.machinery, importlib.util, inspect, mmap, os, pickle, select, signal, socket
+import struct, sys, time, traceback
 
-OFF, SAME, GIVEN, FAILED = 0, 1, 2, 3
+OFF, SAME, GIVEN, FAILED, NONE = 0, 1, 2, 3, 4
+CALL = struct.Struct("<QHBBHHIQ")
+RESULT = struct.Struct("<IQBBBBIII")
+ARENA = struct.Struct("<IH")
+VERDICT, SHADOW = 0, 1
+IN_TRANSACTION, IN_FILE = 1, 2
+STATE, STATE_RUNNING, STATE_SHADOW = 16, 1, 2
+FRAME_AT, FRAME_MAX = 64, 65472
+ARENA_AT = FRAME_AT + FRAME_MAX
+BATCH, LINGER = 8, 0.00005
+CONTROL_EVERY = 0.05
 
 
 def load(path, source, known):
@@ -16,11 +30,12 @@ def load(path, source, known):
     directory = os.path.dirname(path)
     if directory not in sys.path:
         sys.path.insert(0, directory)
-    spec = importlib.util.spec_from_file_location("hook_module_%d" % len(known), path)
-    if spec is None:
-        raise ImportError("%s is no Python file" % path)
+    name = "hook_module_%d" % sum(1 for one in sys.modules if one.startswith("hook_module_"))
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    spec = importlib.util.spec_from_loader(name, loader)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    module.__file__ = path
+    sys.modules[name] = module
     exec(compile(source, path, "exec"), module.__dict__)
     known[path] = module
     return module
@@ -28,78 +43,405 @@ def load(path, source, known):
 
 def function(module, name):
     found = getattr(module, name, None)
-    if not callable(found):
+    if found is None:
         raise TypeError("no function %s" % name)
-    if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found) \
-            or inspect.isasyncgenfunction(found):
-        raise TypeError("%s is async or a generator" % name)
+    if not callable(found):
+        raise TypeError("%s is not callable" % name)
+    inner = found if inspect.isroutine(found) else getattr(found, "__call__", found)
+    for one in (found, inner):
+        if inspect.iscoroutinefunction(one) or inspect.isgeneratorfunction(one) \
+                or inspect.isasyncgenfunction(one):
+            raise TypeError("%s is async or a generator" % name)
     signature = inspect.signature(found)
     for count in (3, 2):
         try:
             signature.bind(*range(count))
         except TypeError:
             continue
-        return found if count == 3 else lambda user, query, _: found(user, query)
+        if count == 3:
+            return found, 3
+        return (lambda user, query, _: found(user, query)), 2
     raise TypeError("%s takes neither 3 nor 2 arguments" % name)
 
 
+NAMES = {b"utf8": "utf-8", b"unicode": "utf-8", b"sql_ascii": "utf-8", b"koi8r": "koi8-r",
+         b"koi8": "koi8-r", b"koi8u": "koi8-u", b"latin1": "latin-1", b"latin5": "iso8859-9",
+         b"latin6": "iso8859-10", b"latin7": "iso8859-13", b"latin8": "iso8859-14",
+         b"latin9": "iso8859-15", b"latin10": "iso8859-16", b"latin2": "iso8859-2",
+         b"latin3": "iso8859-3", b"latin4": "iso8859-4", b"euc_jis_2004": "euc_jis_2004",
+         b"euc_cn": "gb2312", b"uhc": "cp949", b"win949": "cp949", b"gbk": "gbk",
+         b"win936": "gbk", b"win950": "big5", b"windows950": "big5", b"sjis": "cp932",
+         b"mskanji": "cp932", b"shiftjis": "cp932", b"win932": "cp932", b"alt": "cp866",
+         b"win": "cp1251", b"abc": "cp1258", b"tcvn": "cp1258", b"vscii": "cp1258"}
 CODECS = {}
 
 
 def codec(name):
     found = CODECS.get(name)
     if found is None:
-        text = name.decode("ascii", "replace").lower()
-        text = {"utf8": "utf-8", "unicode": "utf-8", "koi8r": "koi8-r", "koi8u": "koi8-u",
-                "sql_ascii": "utf-8", "latin9": "iso8859-15"}.get(text, text)
-        if text.startswith("win") and text[3:].isdigit():
-            text = "cp" + text[3:]
+        plain = name.lower()
+        text = NAMES.get(plain) or NAMES.get(plain.replace(b"-", b"").replace(b"_", b""))
+        if text is None:
+            text = plain.decode("ascii", "replace")
+            if text.startswith(("win", "windows")) and text.lstrip("windos-_").isdigit():
+                text = "cp" + text.lstrip("windos-_")
         try:
             found = codecs.lookup(text).name
-        except LookupError:
+            "x".encode(found)
+        except Exception:
             found = "utf-8"
+        if len(CODECS) > 1000:
+            CODECS.clear()
         CODECS[name] = found
     return found
 
 
 def describe(error):
-    return ("%s: %s" % (type(error).__name__, error)).encode("utf-8", "replace")
-
-
-def run(hook, user, text, busy, take):
     try:
-        return take(hook(user, text, busy))
-    except BaseException as error:
-        traceback.print_exc()
-        return FAILED, describe(error)
+        text = "%s: %s" % (type(error).__name__, error)
+    except BaseException:
+        text = type(error).__name__
+    return text.replace("\n", " ")[:1000].encode("utf-8", "replace")
 
 
-def call(rewrite, route, busy, user, encoding, query):
-    user = user.decode("utf-8", "surrogateescape")
-    text = query.decode(encoding, "surrogateescape")
-    rewritten, key = (OFF, b""), (OFF, b"")
-    if rewrite is not None:
-        def take(result):
-            if result is None or result == text and isinstance(result, str):
-                return SAME, b""
-            if not isinstance(result, str):
-                raise TypeError("rewrite_query returned %s" % type(result).__name__)
-            if "\0" in result:
-                raise ValueError("rewrite_query returned a NUL")
-            return GIVEN, result.encode(encoding, "surrogateescape")
-        rewritten = run(rewrite, user, text, busy, take)
-        if rewritten[0] == GIVEN:
-            text = rewritten[1].decode(encoding, "surrogateescape")
-    if route is not None:
-        def take_key(result):
-            if result is None:
-                return SAME, b""
-            if not isinstance(result, str) or not result:
-                raise TypeError("routing_rules returned %s" % type(result).__name__)
-            return GIVEN, result.encode("utf-8")
-        key = run(route, user, text, busy, take_key)
-    return struct.pack("<BBII", rewritten[0], key[0], len(rewritten[1]), len(key[1])) \
-        + rewritten[1] + key[1]
+def failure(error):
+    try:
+        lines = traceback.format_exception(type(error), error, error.__traceback__, 20)
+        trace = "".join(lines)[-4000:].encode("utf-8", "replace")
+    except BaseException:
+        trace = b""
+    return FAILED, describe(error) + b"\0" + trace
+
+
+class Functions:
+    """The two functions of one pair of modules."""
+
+    def __init__(self, files, sources, packet_max):
+        known = {}
+        self.rewrite = self.route = None
+        self.arity = [0, 0]
+        self.packet_max = packet_max
+        if files[0]:
+            module = load(files[0], sources[0], known)
+            self.rewrite, self.arity[0] = function(module, "rewrite_query")
+        if files[1]:
+            module = load(files[1], sources[1], known)
+            self.route, self.arity[1] = function(module, "routing_rules")
+        self.modules = list(known.values())
+
+    def call(self, user, text, busy, encoding):
+        """Both verdicts about a message."""
+        rewritten = key = (OFF, b"")
+        if self.rewrite is not None:
+            try:
+                result = self.rewrite(user, text, busy)
+                if result is None:
+                    rewritten = (NONE, b"")
+                elif not isinstance(result, str):
+                    raise TypeError("rewrite_query returned %s" % type(result).__name__)
+                elif result == text:
+                    rewritten = (SAME, b"")
+                else:
+                    if "\0" in result:
+                        raise ValueError("rewrite_query returned a NUL")
+                    out = result.encode(encoding, "surrogateescape")
+                    if len(out) > self.packet_max:
+                        raise ValueError("rewrite_query returned more than max_packet_size")
+                    rewritten = (GIVEN, out)
+                    text = result
+            except BaseException as error:
+                rewritten = failure(error)
+        if self.route is not None:
+            try:
+                result = self.route(user, text, busy)
+                if result is None:
+                    key = (NONE, b"")
+                elif not isinstance(result, str):
+                    raise TypeError("routing_rules returned %s" % type(result).__name__)
+                elif not result:
+                    raise ValueError("routing_rules returned an empty string")
+                elif "\0" in result:
+                    raise ValueError("routing_rules returned a NUL")
+                else:
+                    key = (GIVEN, result.encode("utf-8"))
+            except BaseException as error:
+                key = failure(error)
+        return rewritten, key
+
+
+def outcome_text(outcome):
+    code, data = outcome
+    if code in (SAME, NONE):
+        return b"unchanged"
+    return {OFF: b"off", FAILED: b"failed: "}.get(code, b"") + data.split(b"\0")[0][:200]
+
+
+def difference(name, first, second):
+    if second[0] == OFF:
+        return b""
+    same = first == second or {first[0], second[0]} <= {SAME, NONE}
+    if same or first[0] == second[0] == FAILED:
+        return b""
+    return name + b": " + outcome_text(second) + b" instead of " + outcome_text(first)
+
+
+class Process:
+    """This process: its channels to the pooler, and the calls."""
+
+    def __init__(self):
+        self.pid = os.getpid()
+        self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(0))
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        self.fds = array.array("i")
+        body = self.message()
+        fields = []
+        at = 0
+        while at < len(body):
+            size = struct.unpack_from("<I", body, at)[0]
+            fields.append(body[at + 4:at + 4 + size])
+            at += 4 + size
+        self.loops, self.both, self.rss_max, packet_max = (int(field) for field in fields[:4])
+        files = [os.fsdecode(field) for field in fields[4:8]]
+        sources = fields[8:12]
+        fds = self.fds
+        if len(fds) != 3 + 2 * self.loops:
+            raise OSError("descriptors are missing")
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        datagram = lambda fd: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0, fd)
+        stream = lambda fd: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
+        self.fast, self.slow = datagram(fds[0]), datagram(fds[1])
+        self.journal = mmap.mmap(fds[2], 0)
+        self.view = memoryview(self.journal)
+        self.attics = list(fds[3:3 + self.loops])
+        self.outs = [stream(fd) for fd in fds[3 + self.loops:]]
+        self.room = len(self.journal) - ARENA_AT
+        self.kept = self.kept_for = self.kept_count = 0
+        self.kept_since = self.looked = 0.0
+        self.statm = os.open("/proc/self/statm", os.O_RDONLY)
+        self.page = os.sysconf("SC_PAGE_SIZE")
+        self.since_rss = 0
+        self.recycling = False
+        self.users = {}
+        try:
+            self.main = Functions(files[:2], sources[:2], packet_max)
+        except BaseException as error:
+            trace = traceback.format_exception_only(type(error), error)[-1].strip()
+            self.tell(b"X" + trace.encode("utf-8", "replace")[:4000])
+            raise SystemExit(1)
+        if fields[12]:
+            self.renew(fields[12][1:])
+        self.shadow = None
+        if files[2] or files[3]:
+            try:
+                self.shadow = Functions(files[2:], sources[2:], packet_max)
+            except BaseException as error:
+                self.tell(b"W" + b"shadow module not loaded: " + describe(error))
+        self.report()
+
+    def report(self):
+        modules = self.main.modules
+        is_set = lambda name: [getattr(module, name, False) is True for module in modules]
+        keys = []
+        for module in modules:
+            keys += [str(key) for key in getattr(module, "switchyard_keys", None) or ()]
+        reload = [callable(getattr(module, "switchyard_reload", None)) for module in modules]
+        flags = int(all(is_set("switchyard_pure"))) | int(any(is_set("switchyard_shared_state"))) << 1 \
+            | int(any(reload)) << 2
+        text = "%d %d %d\0" % (flags, self.main.arity[0], self.main.arity[1]) + "\0".join(keys)
+        if flags & 2:
+            self.both = 1
+        self.tell(b"L" + text.encode("utf-8", "replace"))
+
+    def tell(self, body):
+        self.control.sendall(struct.pack("<I", len(body)) + body)
+
+    def exactly(self, count):
+        got = b""
+        while len(got) < count:
+            space = socket.CMSG_SPACE(253 * 4)
+            chunk, parts, _, _ = self.control.recvmsg(min(count - len(got), 1 << 20), space)
+            if not chunk:
+                self.end()
+            for level, kind, data in parts:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    self.fds.frombytes(data[:len(data) - len(data) % self.fds.itemsize])
+            got += chunk
+        return got
+
+    def message(self):
+        return self.exactly(struct.unpack("<I", self.exactly(4))[0])
+
+    def obey(self):
+        body = self.message()
+        if body[:1] == b"E":
+            self.end()
+        elif body[:1] == b"G":
+            self.tell(b"D" + self.globals())
+
+    def globals(self):
+        """What of the modules' globals can be passed to their successors."""
+        found = []
+        for module in self.main.modules:
+            values = {}
+            for name, value in list(module.__dict__.items()):
+                if name.startswith("__") or inspect.ismodule(value) or callable(value):
+                    continue
+                try:
+                    values[name] = pickle.dumps(value)
+                except Exception:
+                    continue
+            found.append((module.__file__, values))
+        return pickle.dumps(found)
+
+    def renew(self, data):
+        try:
+            found = {}
+            if data:
+                found = dict(pickle.loads(data))
+            for module in self.main.modules:
+                take = getattr(module, "switchyard_reload", None)
+                if not callable(take):
+                    continue
+                old = {}
+                for name, value in found.get(module.__file__, {}).items():
+                    try:
+                        old[name] = pickle.loads(value)
+                    except Exception:
+                        continue
+                take(old)
+        except BaseException as error:
+            self.tell(b"X" + b"switchyard_reload: " + describe(error))
+            raise SystemExit(1)
+
+    def end(self):
+        self.flush()
+        try:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+        finally:
+            os._exit(0)
+
+    def flush(self):
+        if self.kept:
+            self.outs[self.kept_for].sendall(self.view[ARENA_AT:ARENA_AT + self.kept])
+            self.kept = self.kept_count = 0
+            ARENA.pack_into(self.journal, 0, 0, 0)
+
+    def give(self, loop, frame):
+        if self.kept and (loop != self.kept_for or self.kept + len(frame) > self.room):
+            self.flush()
+        if len(frame) > self.room:
+            return self.outs[loop].sendall(frame)
+        end = self.kept + len(frame)
+        self.journal[ARENA_AT + self.kept:ARENA_AT + end] = frame
+        ARENA.pack_into(self.journal, 0, end, loop)
+        self.kept, self.kept_for = end, loop
+        self.kept_count += 1
+
+    def call(self, count, started):
+        view = self.view
+        call, loop, flags, encodings, users, _, size, offset = CALL.unpack_from(view, FRAME_AT)
+        at = FRAME_AT + CALL.size
+        name = bytes(view[at:at + encodings])
+        at += encodings
+        user = bytes(view[at:at + users])
+        at += users
+        if flags & IN_FILE:
+            query = os.pread(self.attics[loop], size, offset)
+            while len(query) < size:
+                more = os.pread(self.attics[loop], size - len(query), offset + len(query))
+                if not more:
+                    raise OSError("a text is gone")
+                query += more
+        else:
+            query = bytes(view[at:at + size])
+        encoding = CODECS.get(name) or codec(name)
+        who = self.users.get(user)
+        if who is None:
+            if len(self.users) > 10000:
+                self.users.clear()
+            who = self.users[user] = user.decode("utf-8", "surrogateescape")
+        text = query.decode(encoding, "surrogateescape")
+        busy = bool(flags & IN_TRANSACTION)
+        rewritten, key = self.main.call(who, text, busy, encoding)
+        if os.getpid() != self.pid:
+            # A function has forked and its child came back: the calls are its parent's.
+            os._exit(0)
+        took = min(int((time.monotonic() - started) * 1000000), 0xffffffff)
+        first, second = rewritten[1], key[1]
+        self.give(loop, RESULT.pack(RESULT.size - 4 + len(first) + len(second), call, VERDICT,
+                                    rewritten[0], key[0], 0, len(first), len(second), took)
+                  + first + second)
+        if self.shadow is not None:
+            self.flush()
+            view[STATE] = STATE_SHADOW
+            other, elsewhere = self.shadow.call(who, text, busy, encoding)
+            first = difference(b"rewrite_query", rewritten, other)
+            second = difference(b"routing_rules", key, elsewhere)
+            self.give(loop, RESULT.pack(RESULT.size - 4 + len(first) + len(second), call, SHADOW,
+                                        0, 0, 0, len(first), len(second), 0) + first + second)
+
+    def look_at_size(self):
+        pages = os.pread(self.statm, 100, 0).split()
+        size = int(pages[1]) * self.page
+        if self.rss_max and size > self.rss_max:
+            if not self.recycling:
+                self.recycling = True
+                self.tell(b"R%d" % (size >> 20))
+            elif size > 2 * self.rss_max:
+                self.end()
+
+    def serve(self):
+        fast, slow, both = self.fast.recv_into, self.slow.recv_into, self.both
+        space = self.view[FRAME_AT:ARENA_AT]
+        view = self.view
+        now = time.monotonic
+        epoll = select.epoll()
+        epoll.register(self.control.fileno(), select.EPOLLIN)
+        epoll.register(self.fast.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        if both:
+            epoll.register(self.slow.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        control = self.control.fileno()
+        dontwait = socket.MSG_DONTWAIT
+        while True:
+            count = 0
+            try:
+                count = fast(space, 0, dontwait)
+            except BlockingIOError:
+                if both:
+                    try:
+                        count = slow(space, 0, dontwait)
+                    except BlockingIOError:
+                        pass
+            if count == 0:
+                if self.kept:
+                    self.flush()
+                    continue
+                for fd, _ in epoll.poll():
+                    if fd == control:
+                        self.obey()
+                self.looked = now()
+                continue
+            started = now()
+            if self.kept == 0:
+                self.kept_since = started
+            view[STATE] = STATE_RUNNING
+            self.call(count, started)
+            view[STATE] = 0
+            ended = now()
+            if self.kept_count >= BATCH or ended - self.kept_since > LINGER:
+                self.flush()
+            self.since_rss += 1
+            if self.since_rss >= 64 or ended - started > 0.001:
+                self.since_rss = 0
+                self.look_at_size()
+            if ended - self.looked > CONTROL_EVERY:
+                self.looked = ended
+                if select.select([control], [], [], 0)[0]:
+                    self.obey()
 
 
 def main():
@@ -109,62 +451,16 @@ def main():
         os.nice(5)
         import ctypes
         ctypes.CDLL(None).prctl(1, 9)
+        if os.getppid() != int(sys.argv[1]):
+            os._exit(1)
     except Exception:
         pass
-    pipe = socket.socket(fileno=os.dup(0))
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-
-    def send(frame):
-        pipe.sendall(struct.pack("<I", len(frame)) + frame)
-
-    def exactly(count):
-        got = b""
-        while len(got) < count:
-            chunk = pipe.recv(count - len(got))
-            if not chunk:
-                sys.exit(1)
-            got += chunk
-        return got
-
-    sources = [exactly(struct.unpack("<I", exactly(4))[0]) for _ in range(2)]
-    rewrite = route = None
+    process = Process()
     try:
-        known = {}
-        if sys.argv[1]:
-            rewrite = function(load(sys.argv[1], sources[0], known), "rewrite_query")
-        if sys.argv[2]:
-            route = function(load(sys.argv[2], sources[1], known), "routing_rules")
-    except BaseException as error:
-        send(describe(error))
-        return
-    send(b"")
-    data = bytearray()
-    while True:
-        chunk = pipe.recv(1 << 18)
-        if not chunk:
-            return
-        data += chunk
-        out = bytearray()
-        started = time.monotonic()
-        at = 0
-        while len(data) - at >= 4:
-            size = struct.unpack_from("<I", data, at)[0]
-            if len(data) - at - 4 < size:
-                break
-            frame = bytes(data[at + 4:at + 4 + size])
-            at += 4 + size
-            busy, users, encodings = struct.unpack_from("<BHB", frame)
-            user = frame[4:4 + users]
-            encoding = codec(frame[4 + users:4 + users + encodings])
-            result = call(rewrite, route, bool(busy), user, encoding, frame[4 + users + encodings:])
-            out += struct.pack("<I", len(result)) + result
-            if time.monotonic() - started > 0.001:
-                pipe.sendall(out)
-                out = bytearray()
-        del data[:at]
-        if out:
-            pipe.sendall(out)
+        process.serve()
+    except OSError as error:
+        sys.stderr.write("the connection to the pooler failed: %s\n" % error)
+        os._exit(1)
 
 
 main()
