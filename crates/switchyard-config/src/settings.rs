@@ -227,18 +227,18 @@ settings! {
     dns_zone_check_period: Duration, Some("0"), Some("0"), Run, Inert;
     drain_action: DrainAction, Some("abort"), Some("abort"), Run, Inert;
     drain_timeout: Duration, Some("10"), Some("10"), Run, Inert;
-    hook_cache_size: i64, Some("10000"), Some("10000"), Run, Inert;
+    hook_cache_size: i64, Some("10000"), Some("10000"), Run, Active;
     hook_max_query_size: Bytes, Some("16MB"), Some("16MB"), Run, Active;
-    hook_max_rss: Bytes, Some("512MB"), Some("512MB"), Run, Inert;
+    hook_max_rss: Bytes, Some("512MB"), Some("512MB"), Run, Active;
     hook_python: Option<String>, None, None, Run, Active;
     hook_shadow_rewrite_query_py_module_file: String,
         Some("not_enabled"),
         Some("not_enabled"),
-        Run, Inert;
+        Run, Active;
     hook_shadow_routing_rules_py_module_file: String,
         Some("not_enabled"),
         Some("not_enabled"),
-        Run, Inert;
+        Run, Active;
     hook_timeout: Duration, Some("1"), Some("1"), Run, Active;
     hook_workers: i64, Some("2"), Some("2"), Run, Active;
     hook_workers_max: i64, Some("8"), Some("8"), Run, Active;

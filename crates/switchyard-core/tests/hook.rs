@@ -81,7 +81,7 @@ impl World {
     }
 
     fn hand_over(&mut self, room: usize) {
-        let mut given: Vec<_> = std::iter::from_fn(|| self.desk.next()).collect();
+        let mut given: Vec<_> = std::iter::from_fn(|| self.desk.take()).collect();
         let refused = given.split_off(room.min(given.len()));
         for (id, class, frame) in given {
             self.queues[class as usize].push_back((id, frame));

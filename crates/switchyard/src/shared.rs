@@ -20,7 +20,8 @@ use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::view::{NodeId, View};
 
 use crate::entries::{Entry, Made};
-use crate::hooks::{HookOptions, Host, Judged};
+use crate::hooks::stats::AllStats;
+use crate::hooks::{HookOptions, Host, Notice};
 use crate::log::{Level, Log};
 use crate::options;
 use crate::pools::{Order, SharedPool};
@@ -45,6 +46,8 @@ pub struct Shared {
     snapshot: Mutex<Arc<Snapshot>>,
     services: OnceLock<Services>,
     hooks: Mutex<Option<Arc<Host>>>,
+    /// What the hooks did.
+    pub hook_stats: AllStats,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     workers: OnceLock<Vec<Handle>>,
     keys: Mutex<HashMap<[u8; 8], Ticket, RandomState>>,
@@ -72,6 +75,7 @@ impl Shared {
             snapshot: Mutex::new(Arc::new(snapshot)),
             services: OnceLock::new(),
             hooks: Mutex::new(None),
+            hook_stats: AllStats::new(workers),
             entries: Mutex::new(BTreeMap::new()),
             workers: OnceLock::new(),
             keys: Mutex::new(HashMap::default()),
@@ -99,26 +103,18 @@ impl Shared {
         if self.hooks().map(|host| host.options.clone()) == wanted {
             return Ok(());
         }
+        let before = self.hooks();
         let host = match wanted {
             None => None,
             Some(options) => {
                 let shared = Arc::downgrade(self);
-                let sink = move |judged: Vec<Judged>| {
-                    let Some(shared) = shared.upgrade() else { return };
-                    let mut workers: Vec<Vec<Judged>> = Vec::new();
-                    workers.resize_with(shared.workers().len(), Vec::new);
-                    for one in judged {
-                        if let Some(own) = workers.get_mut(usize::from(one.0.worker.0)) {
-                            own.push(one);
-                        }
-                    }
-                    for (index, own) in workers.into_iter().enumerate() {
-                        if !own.is_empty() {
-                            shared.send(WorkerId(index as u16), Message::Verdicts(own));
-                        }
+                let tell = move |worker: WorkerId, host: Arc<Host>, notice: Notice| {
+                    if let Some(shared) = shared.upgrade() {
+                        shared.send(worker, Message::Hook(host, notice));
                     }
                 };
-                Some(Host::start(options, Box::new(sink), Arc::clone(&self.log))?)
+                let loops = self.workers().len();
+                Some(Host::start(options, loops, before.as_deref(), Box::new(tell), &self.log)?)
             }
         };
         let old = std::mem::replace(&mut *lock(&self.hooks), host);
@@ -202,6 +198,9 @@ impl Shared {
 
     /// Ends the process.
     pub fn exit(&self, code: i32) -> ! {
+        if let Some(hooks) = self.hooks() {
+            hooks.end();
+        }
         for path in lock(&self.files).iter() {
             // It may be gone already.
             let _ = std::fs::remove_file(path);

@@ -199,7 +199,7 @@ impl Desk {
     }
 
     /// A call to hand over next, if one waits and may be.
-    pub fn next(&mut self) -> Option<Handover> {
+    pub fn take(&mut self) -> Option<Handover> {
         if self.room == Room::Full {
             return None;
         }

@@ -247,9 +247,10 @@ impl Keeper {
             return;
         }
         let wanted = if self.is_shared() || self.first.is_some() { 1 } else { self.wanted };
-        let mut alive = self.kept.values().filter(|kept| {
-            !matches!(kept.stage, Stage::Ending) && kept.wear == Wear::Good
-        });
+        let mut alive = self
+            .kept
+            .values()
+            .filter(|kept| !matches!(kept.stage, Stage::Ending) && kept.wear == Wear::Good);
         if alive.clone().count() >= wanted {
             return;
         }
@@ -351,7 +352,8 @@ impl Keeper {
         if shared {
             kept.takes = Takes::Both;
         }
-        for (worker, results) in kept.process.results.drain(..).enumerate() {
+        let results = std::mem::take(&mut kept.process.results);
+        for (worker, results) in results.into_iter().enumerate() {
             let hand = NewHand {
                 id: HandId(id),
                 takes: kept.takes,
@@ -396,7 +398,9 @@ impl Keeper {
             let _ = self.poller.deregister_fd(fd);
         }
         match kept.stage {
-            Stage::Loading => self.failed(now, &format!("the interpreter ended while loading: {how}")),
+            Stage::Loading => {
+                self.failed(now, &format!("the interpreter ended while loading: {how}"))
+            }
             Stage::Ready => {
                 let text = format!("the interpreter ended: {how}");
                 self.note_end(now, pid, &how);
@@ -441,9 +445,11 @@ impl Keeper {
                 Stage::Loading if age > LOAD_TIME => kill.push(*id),
                 Stage::Ending if age > END_TIME => kill.push(*id),
                 Stage::Ready if kept.takes == Takes::Both && ready > self.host.options.workers => {
-                    let last = kept.process.journal.last().map_or(0, |(id, home)| {
-                        id.0 << 16 | u64::from(home)
-                    });
+                    let last = kept
+                        .process
+                        .journal
+                        .last()
+                        .map_or(0, |(id, home)| id.0 << 16 | u64::from(home));
                     if last != kept.last.0 || kept.last.0 == 0 && age < IDLE {
                         kept.last = (last, now);
                     } else if now.saturating_duration_since(kept.last.1) > IDLE {

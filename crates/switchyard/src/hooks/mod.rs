@@ -7,15 +7,18 @@
 //! Not here: what a verdict means for a client (`worker/hooking`), and the loops' side of the
 //! calls (`worker/calls`).
 
+pub mod cache;
 mod keeper;
 pub mod options;
 mod output;
+pub mod peers;
 mod process;
 pub mod queue;
 pub mod stats;
 pub mod warnings;
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, SystemTime};
 
@@ -76,6 +79,7 @@ pub struct Host {
     pub warnings: Warnings,
     loops: usize,
     inherited: Option<Vec<u8>>,
+    draining: AtomicBool,
     report: Mutex<Option<Report>>,
     orders: Sender<Order>,
 }
@@ -110,12 +114,12 @@ impl Host {
             warnings: Warnings::default(),
             loops,
             inherited,
+            draining: AtomicBool::new(false),
             report: Mutex::new(None),
             orders: inbox.sender(),
         });
         let (first, loaded) = mpsc::channel();
-        let keeper =
-            Keeper::new(Arc::clone(&host), Arc::clone(log), tell, (poller, inbox), first);
+        let keeper = Keeper::new(Arc::clone(&host), Arc::clone(log), tell, (poller, inbox), first);
         std::thread::Builder::new()
             .name("hooks".into())
             .spawn(move || keeper.run())
@@ -148,7 +152,18 @@ impl Host {
 
     /// No new calls come; when every loop has left, the processes end.
     pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
         self.orders.send(Order::Drain);
+    }
+
+    /// Whether its time is over.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Number of loops that it serves.
+    pub fn loops(&self) -> usize {
+        self.loops
     }
 
     /// A loop has no open call here any more.

@@ -230,9 +230,7 @@ fn start_message(kit: &Kit<'_>, takes: Takes) -> Result<Vec<u8>, String> {
     let options = kit.options;
     let mut body = Vec::new();
     let both = u8::from(takes == Takes::Both);
-    for number in
-        [kit.loops as u64, u64::from(both), options.rss_max, options.packet_max as u64]
-    {
+    for number in [kit.loops as u64, u64::from(both), options.rss_max, options.packet_max as u64] {
         field(&mut body, number.to_string().as_bytes());
     }
     for module in &options.modules {
@@ -265,8 +263,8 @@ fn send(control: &UnixStream, body: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result
         if part.len() > DESCRIPTORS_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut space = [std::mem::MaybeUninit::uninit();
-            rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut space =
+            [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !part.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(part)) {
             return Err(io::ErrorKind::InvalidInput.into());

@@ -128,8 +128,19 @@ impl AllStats {
                 *sum = if index == 9 { value.max(*sum) } else { sum.wrapping_add(value) };
             }
         }
-        let [calls, changed, identical, none, unknown, errors, timeouts, ignored, micros, longest, shadow] =
-            sums;
+        let [
+            calls,
+            changed,
+            identical,
+            none,
+            unknown,
+            errors,
+            timeouts,
+            ignored,
+            micros,
+            longest,
+            shadow,
+        ] = sums;
         HookTotals {
             calls,
             changed,
@@ -153,7 +164,8 @@ impl AllStats {
 
     /// Notes a failure.
     pub fn note_error(&self, hook: Hook, text: &str) {
-        let mut last = self.last_errors[hook as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last =
+            self.last_errors[hook as usize].lock().unwrap_or_else(PoisonError::into_inner);
         text.clone_into(&mut last);
     }
 

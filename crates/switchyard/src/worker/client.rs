@@ -18,6 +18,7 @@ use crate::tls::Transport;
 use crate::worker::buffer::Pending;
 use crate::worker::console::ConsoleClient;
 use crate::worker::hooking::Asking;
+use crate::worker::routes::Routes;
 use crate::worker::server::{Unread, pointer};
 
 /// What a client is doing.
@@ -118,6 +119,8 @@ pub struct Client {
     pub place: Option<Place>,
     /// Where they go once the answers under way have come.
     pub moving: Option<Place>,
+    /// Where else they have gone.
+    pub routes: Option<Box<Routes>>,
     /// Whether a message is with the hooks.
     pub asking: Asking,
     /// Where they went at login.
@@ -161,7 +164,8 @@ impl Client {
             identity: None,
             place: None,
             moving: None,
-            asking: Asking::No,
+            routes: None,
+            asking: Asking::Unknown,
             home: None,
             key: [0; 8],
             connected: now,

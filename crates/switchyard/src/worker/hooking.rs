@@ -3,19 +3,24 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use switchyard_config::value::{OnError, RouteInTransaction, RouteNone, RouteUnknown, Tag};
 use switchyard_core::client::pipeline::Word;
 use switchyard_core::client::session::{Approval, Denial};
+use switchyard_core::hook::desk::CallId;
+use switchyard_core::hook::frame::{Block, Outcome, Trouble, Verdict};
 use switchyard_core::params::CLIENT_ENCODING;
 use switchyard_core::server::link::Status;
-use switchyard_io::Key;
+use switchyard_io::{Key, Peer};
 use switchyard_wire::build::{self, Report};
 
-use crate::hooks::{Call, Outcome, Topic, Verdict};
+use crate::hooks::peers;
+use crate::hooks::stats::{Hook, HookStats};
+use crate::hooks::warnings::{Leave, Topic};
 use crate::log::Level;
+use crate::pools::Stats;
 use crate::worker::Worker;
+use crate::worker::calls::{Question, Reply, TIMEOUT};
 use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
 
@@ -57,10 +62,23 @@ fn tag(text: &mut Vec<u8>) {
 /// Whether a client's message is with the hooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asking {
-    /// No.
+    /// It was never asked whether its messages are shown to hooks.
+    Unknown,
+    /// No message is.
     No,
-    /// Call with this number; the text as the client sent it.
-    Asked(u64, Vec<u8>),
+    /// Call with this number; where the text is in the client's input.
+    Asked(CallId, Range<usize>),
+    /// It comes from a function itself, and nothing of it is shown.
+    Never,
+}
+
+/// What has become of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// It is answered already.
+    Judged,
+    /// The client waits for the verdict.
+    Waiting,
 }
 
 /// A text for the log: on one line, cut, and nothing about passwords.
@@ -70,125 +88,260 @@ fn evidence(text: &[u8]) -> Option<String> {
     (!String::from_utf8_lossy(text).to_ascii_uppercase().contains("PASSWORD")).then_some(line)
 }
 
+/// What is appended to a warning.
+fn more(leave: Leave) -> String {
+    match leave.suppressed {
+        0 => String::new(),
+        more => format!(" ({more} more were not logged)"),
+    }
+}
+
 impl Worker {
     /// Asks the hooks about the message at the head of a client's stream.
-    pub(super) fn ask_hooks(&mut self, key: Key, data: &[u8], text: Range<usize>) {
-        let (ticket, id) = (self.ticket(key), self.calls + 1);
-        self.calls = id;
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let Some(text) = data.get(text).map(<[u8]>::to_vec) else { return };
+    pub(super) fn ask_hooks(&mut self, key: Key, data: &[u8], range: Range<usize>) -> Asked {
+        if self.is_exempt(key) {
+            self.approve(key, Approval::Unchanged);
+            return Asked::Judged;
+        }
+        let Some(client) = self.clients.get_mut(key) else { return Asked::Waiting };
+        let Some(text) = data.get(range.clone()) else { return Asked::Waiting };
         let server = client.server().and_then(|slot| self.servers.get_mut(slot));
         let link = server.and_then(|slot| slot.here.as_mut()).and_then(|server| server.link());
-        let Stage::Session(session, _) = &client.stage else { return };
-        let in_transaction = session.in_transaction(link.as_deref());
-        let encoding = session.params().value(CLIENT_ENCODING).unwrap_or(b"UTF8").to_vec();
-        client.asking = Asking::Asked(id, text.clone());
-        let user = client.identity.as_ref().map(|identity| identity.user.clone());
-        let (user, asked) = (user.unwrap_or_default(), Instant::now());
-        let call = Call { ticket, id, user, text, encoding, in_transaction, asked };
-        self.asked.push(call);
+        let Stage::Session(session, _) = &client.stage else { return Asked::Waiting };
+        let inside = session.in_transaction(link.as_deref());
+        let block = if inside { Block::Inside } else { Block::Outside };
+        let encoding = session.params().value(CLIENT_ENCODING).unwrap_or(b"UTF8");
+        let user = client.identity.as_ref().map_or("", |identity| identity.user.as_str());
+        let question = Question { user, encoding, block, text };
+        match self.hooks.ask(self.now, key, self.id.0, &question) {
+            Some(Reply::Later(id)) => {
+                client.asking = Asking::Asked(id, range);
+                Asked::Waiting
+            }
+            Some(Reply::Now(verdict)) => {
+                self.decide(key, verdict, text, 0);
+                let moving = self.clients.get(key).is_none_or(|client| client.moving.is_some());
+                if moving { Asked::Waiting } else { Asked::Judged }
+            }
+            // They were switched off in between: nothing is said against this message.
+            None => {
+                self.approve(key, Approval::Unchanged);
+                Asked::Judged
+            }
+        }
     }
 
-    /// Hands over what came up in this turn.
-    pub(super) fn hand_over(&mut self) {
-        match &self.hooks {
-            Some(host) => host.ask(&mut self.asked),
-            // They were switched off in between: nothing is said against these messages.
-            None => {
-                for call in std::mem::take(&mut self.asked) {
-                    let (rewrite, route) = (Outcome::Off, Outcome::Off);
-                    let key = Key::from_bits(call.ticket.client);
-                    self.judged(key, call.id, Verdict { rewrite, route });
-                }
-            }
+    /// Whether a client is a function's own connection; looked up once.
+    fn is_exempt(&mut self, key: Key) -> bool {
+        let Some(client) = self.clients.get(key) else { return false };
+        match client.asking {
+            Asking::Never => return true,
+            Asking::No | Asking::Asked(..) => return false,
+            Asking::Unknown => {}
+        }
+        let pids = self.hooks.pids();
+        let own = match client.peer {
+            Peer::Unix { pid, .. } => pids.contains(&pid),
+            Peer::Tcp(peer) => client.stream.peek_socket().local_addr().is_some_and(|here| {
+                let usual = 3 + self.shared.workers().len();
+                peers::owned_by(&pids, usual, peer, here)
+            }),
+        };
+        if let Some(client) = self.clients.get_mut(key) {
+            client.asking = if own { Asking::Never } else { Asking::No };
+        }
+        own
+    }
+
+    fn approve(&mut self, key: Key, approval: Approval) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if let Stage::Session(session, _) = &mut client.stage {
+            session.approve(approval);
         }
     }
 
     /// The hooks have judged a client's message.
-    pub(super) fn judged(&mut self, key: Key, id: u64, verdict: Verdict) {
+    pub(super) fn judged(&mut self, key: Key, id: CallId, verdict: Verdict, micros: u32) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        let Asking::Asked(asked, text) = &client.asking else { return };
+        let Asking::Asked(asked, range) = &client.asking else { return };
         if *asked != id {
             return;
         }
-        let text = text.clone();
+        let range = range.clone();
         client.asking = Asking::No;
-        let (mut approval, text) = match self.rewritten(key, verdict.rewrite, text) {
-            Ok(both) => both,
-            Err(failure) => (self.policy(key, &failure), Vec::new()),
+        let input = std::mem::take(&mut client.input);
+        self.decide(key, verdict, input.get(range).unwrap_or_default(), micros);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.input = input;
+        self.todo.push_back(super::Todo::Client(key));
+    }
+
+    /// Acts on a verdict about the message at the head of a client's stream, with this text.
+    fn decide(&mut self, key: Key, verdict: Verdict, text: &[u8], micros: u32) {
+        let share = u64::from(micros)
+            / (u64::from(verdict.rewrite != Outcome::Off)
+                + u64::from(verdict.route != Outcome::Off))
+            .max(1);
+        let (mut approval, changed) = match self.rewritten(key, verdict.rewrite, text, share) {
+            Ok(approval) => match &approval {
+                Approval::Text(changed) => {
+                    let changed = changed.clone();
+                    (approval, Some(changed))
+                }
+                Approval::Unchanged | Approval::Refused(_) => (approval, None),
+            },
+            Err(failure) => (self.policy(key, &failure), None),
         };
+        let text = changed.as_deref().unwrap_or(text);
         let mut then = None;
-        if !matches!(approval, Approval::Refused(_)) {
-            let routed = match verdict.route {
-                Outcome::Off => Ok(()),
-                Outcome::Same => {
-                    self.route_none(key, &text);
-                    Ok(())
-                }
-                Outcome::Given(name) => self.route(key, &String::from_utf8_lossy(&name), &text),
-                Outcome::Failed(reason) => {
-                    self.warn(key, Topic::Route, &format!("routing_rules failed: {reason}"));
-                    match self.snapshot.config.settings.route_on_error {
-                        OnError::Pass => Ok(()),
-                        how => Err(Failure::new(how, "58000", "query routing failed")),
-                    }
-                }
-            };
-            if let Err(failure) = routed {
-                approval = self.policy(key, &failure);
-                then = failure.then;
-            }
+        if !matches!(approval, Approval::Refused(_))
+            && let Err(failure) = self.routed(key, verdict.route, text, share)
+        {
+            approval = self.policy(key, &failure);
+            then = failure.then;
         }
         let Some(client) = self.clients.get_mut(key) else { return };
         if let Stage::Session(session, activity) = &mut client.stage {
             let refused = matches!(approval, Approval::Refused(_));
             session.approve(approval);
-            self.todo.push_back(super::Todo::Client(key));
             if let (true, Activity::Linked(slot)) = (refused, *activity) {
                 // It may be free, and nothing may come of it that would make us look.
                 self.todo.push_back(super::Todo::Server(slot));
             }
         }
-        if then.is_some() {
-            // The refusal has to be on its way before the client's next messages wait to move.
-            self.kick_client(key);
-            let Some(client) = self.clients.get_mut(key) else { return };
-            if let Stage::Session(session, Activity::Linked(_)) = &client.stage
-                && !session.is_denied()
-            {
-                client.moving = then;
+        // The refusal has to be on its way before the client's next messages wait to move.
+        if let Some(place) = then {
+            client.routes.get_or_insert_default().later = Some(place);
+        }
+    }
+
+    /// A client that was refused a message moves once its refusal is on its way.
+    pub(super) fn move_later(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Stage::Session(session, activity) = &client.stage else { return };
+        let linked = matches!(activity, Activity::Linked(_));
+        if !session.is_denied()
+            && let Some(routes) = &mut client.routes
+        {
+            let place = routes.later.take();
+            if linked {
+                client.moving = place;
             }
         }
     }
 
-    /// What rewrite_query made of a text, and the text that goes on.
+    /// Where a message goes.
+    fn routed(
+        &mut self,
+        key: Key,
+        outcome: Outcome,
+        text: &[u8],
+        micros: u64,
+    ) -> Result<(), Failure> {
+        if outcome != Outcome::Off {
+            self.count(Hook::Route).took(micros);
+        }
+        match outcome {
+            Outcome::Off => Ok(()),
+            Outcome::None | Outcome::Same => {
+                Stats::add(&self.count(Hook::Route).none, 1);
+                self.route_none(key, text);
+                Ok(())
+            }
+            Outcome::Given(name) => self.route(key, &String::from_utf8_lossy(&name), text),
+            Outcome::Failed(trouble) => {
+                self.failed(key, Hook::Route, &trouble);
+                match self.snapshot.config.settings.route_on_error {
+                    OnError::Pass => Ok(()),
+                    how => Err(Failure::new(how, "58000", "query routing failed")),
+                }
+            }
+        }
+    }
+
+    fn count(&self, hook: Hook) -> &HookStats {
+        self.shared.hook_stats.of(usize::from(self.id.0), hook)
+    }
+
+    /// Counts and logs a failure of a function.
+    fn failed(&mut self, key: Key, hook: Hook, trouble: &Trouble) {
+        let counters = self.count(hook);
+        Stats::add(&counters.errors, 1);
+        if trouble.reason == TIMEOUT {
+            Stats::add(&counters.timeouts, 1);
+        }
+        self.shared.hook_stats.note_error(hook, &trouble.reason);
+        let (topic, name) = match hook {
+            Hook::Rewrite => (Topic::Rewrite, "rewrite_query"),
+            Hook::Route => (Topic::Route, "routing_rules"),
+        };
+        let line = format!("{name} failed: {}", trouble.reason);
+        let leave = self.warn(key, topic, "", &line);
+        if leave.is_some_and(|leave| leave.first) {
+            for line in trouble.trace.lines() {
+                self.show_evidence(key, || Some(format!("{name}: {line}")));
+            }
+        }
+    }
+
+    /// The shadow functions would have said something else.
+    pub(super) fn note_differences(&mut self, rewrite: &str, route: &str) {
+        for (hook, text) in [(Hook::Rewrite, rewrite), (Hook::Route, route)] {
+            if text.is_empty() {
+                continue;
+            }
+            Stats::add(&self.count(hook).shadow, 1);
+            let Some(host) = self.hooks.current().cloned() else { return };
+            let subject = format!("{hook:?}");
+            if let Some(leave) = host.warnings.leave(self.now, Topic::Shadow, &subject) {
+                let line = format!("hook shadow: {text}{}", more(leave));
+                self.shared.log.write(Level::Log, &line.replace('\n', " "));
+            }
+        }
+    }
+
+    /// What rewrite_query made of a text.
     fn rewritten(
         &mut self,
         key: Key,
         outcome: Outcome,
-        text: Vec<u8>,
-    ) -> Result<(Approval, Vec<u8>), Failure> {
-        let settings = &self.snapshot.config.settings;
+        text: &[u8],
+        micros: u64,
+    ) -> Result<Approval, Failure> {
+        let counters = self.count(Hook::Rewrite);
+        if outcome != Outcome::Off {
+            counters.took(micros);
+        }
         match outcome {
-            Outcome::Off | Outcome::Same => Ok((Approval::Unchanged, text)),
+            Outcome::Off => Ok(Approval::Unchanged),
+            Outcome::Same => {
+                Stats::add(&counters.identical, 1);
+                Ok(Approval::Unchanged)
+            }
+            Outcome::None => {
+                Stats::add(&counters.none, 1);
+                Ok(Approval::Unchanged)
+            }
             Outcome::Given(mut changed) => {
-                if settings.rewrite_query_tag == Tag::Pid {
+                Stats::add(&counters.changed, 1);
+                if self.snapshot.config.settings.rewrite_query_tag == Tag::Pid {
                     tag(&mut changed);
                 }
                 self.show_evidence(key, || {
-                    Some(format!("rewrite_query: {} -> {}", evidence(&text)?, evidence(&changed)?))
+                    Some(format!("rewrite_query: {} -> {}", evidence(text)?, evidence(&changed)?))
                 });
-                Ok((Approval::Text(changed.clone()), changed))
+                Ok(Approval::Text(changed))
             }
-            Outcome::Failed(reason) => {
+            Outcome::Failed(trouble) => {
+                self.failed(key, Hook::Rewrite, &trouble);
+                let settings = &self.snapshot.config.settings;
                 let how = if settings.rewrite_query_disconnect_on_failure {
                     OnError::Disconnect
                 } else {
                     settings.rewrite_on_error
                 };
-                self.warn(key, Topic::Rewrite, &format!("rewrite_query failed: {reason}"));
                 match how {
-                    OnError::Pass => Ok((Approval::Unchanged, text)),
+                    OnError::Pass => Ok(Approval::Unchanged),
                     how => Err(Failure::new(how, "58000", "query rewrite failed")),
                 }
             }
@@ -201,7 +354,7 @@ impl Worker {
         if *how == OnError::Disconnect {
             self.close_client(key, text, Farewell::coded(*sqlstate));
         } else {
-            self.log_client(key, Level::Warning, &format!("pooler error: {text}"));
+            self.warn(key, Topic::Refused, text, &format!("pooler error: {text}"));
         }
         let mut error = Vec::new();
         let report = Report { severity: "ERROR", sqlstate, message: text, detail: None };
@@ -243,7 +396,8 @@ impl Worker {
             }
             (Some(_) | None, _) => {
                 let line = format!("routing_rules returned unknown database \"{name}\"");
-                self.warn(key, Topic::Unknown, &line);
+                Stats::add(&self.count(Hook::Route).unknown, 1);
+                self.warn(key, Topic::Unknown, name, &line);
                 match self.snapshot.config.settings.route_unknown {
                     RouteUnknown::Stay => Ok(()),
                     RouteUnknown::Error => Err(Failure::new(OnError::Error, "3D000", &line)),
@@ -298,22 +452,17 @@ impl Worker {
                 let line = format!(
                     "routing_rules asked for \"{name}\" inside a transaction, staying on \"{here}\""
                 );
-                self.warn(key, Topic::Inside, &line);
+                Stats::add(&self.count(Hook::Route).ignored, 1);
+                self.warn(key, Topic::Inside, name, &line);
                 Ok(())
             }
         }
     }
 
-    fn warn(&mut self, key: Key, topic: Topic, line: &str) {
-        let may = self.hooks.as_ref().and_then(|hooks| hooks.may_warn(self.now, topic));
-        match may {
-            None => {}
-            Some(0) => self.log_client(key, Level::Warning, line),
-            Some(more) => {
-                let line = format!("{line} ({more} more were not logged)");
-                self.log_client(key, Level::Warning, &line);
-            }
-        }
+    fn warn(&mut self, key: Key, topic: Topic, subject: &str, line: &str) -> Option<Leave> {
+        let leave = self.hooks.current()?.warnings.leave(self.now, topic, subject)?;
+        self.log_client(key, Level::Warning, &format!("{line}{}", more(leave)));
+        Some(leave)
     }
 
     fn show_evidence(&self, key: Key, line: impl FnOnce() -> Option<String>) {

@@ -8,7 +8,7 @@ use switchyard_core::ids::{Ticket, WorkerId};
 use switchyard_io::{Accepted, Key};
 
 use crate::entries::Entry;
-use crate::hooks::Judged;
+use crate::hooks::{Host, Notice};
 use crate::pools::{Order, SharedPool};
 use crate::worker::Worker;
 use crate::worker::close::Farewell;
@@ -32,8 +32,8 @@ pub enum Message {
     CancelDone(Ticket, &'static str),
     /// The cluster of an entry was published anew.
     View(Arc<Entry>),
-    /// The hooks have judged calls of clients of this worker.
-    Verdicts(Vec<Judged>),
+    /// News of the processes that run hooks.
+    Hook(Arc<Host>, Notice),
     /// The settings were replaced.
     Settings,
     /// Answer a question of a console.
@@ -78,16 +78,15 @@ impl Worker {
                 let key = Key::from_bits(requester.client);
                 self.close_client(key, reason, Farewell::Silent);
             }
-            Message::View(entry) => self.fence(&entry),
+            Message::View(entry) => {
+                self.forget_verdicts();
+                self.fence(&entry);
+            }
             Message::Settings => {
                 self.snapshot = self.shared.snapshot();
-                self.hooks = self.shared.hooks();
+                self.take_hooks();
             }
-            Message::Verdicts(judged) => {
-                for (ticket, id, verdict) in judged {
-                    self.judged(Key::from_bits(ticket.client), id, verdict);
-                }
-            }
+            Message::Hook(host, notice) => self.hook_notice(&host, notice),
             Message::Gather(gathering) => self.gather(&gathering),
             Message::Gathered(console, gathering) => self.gathered(console, &gathering),
             Message::Kill(entry, reason) => self.kill(&entry, reason),

@@ -10,6 +10,7 @@
 
 mod accept;
 pub mod buffer;
+mod calls;
 mod cancel;
 mod checkout;
 pub mod client;
@@ -21,6 +22,7 @@ pub mod hooking;
 mod login;
 pub mod message;
 mod relay;
+pub mod routes;
 pub mod server;
 mod timers;
 
@@ -35,11 +37,11 @@ use switchyard_core::ids::{ServerId, WorkerId};
 use switchyard_io::poller::{RemoteRegistry, WAKE, Watch};
 use switchyard_io::{Inbox, Key, Listener, Poller, Ready, Table};
 
-use crate::hooks::{Call, Host};
 use crate::pools::{Orders, SharedPool};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::worker::buffer::Spare;
+use crate::worker::calls::Booths;
 use crate::worker::client::Client;
 use crate::worker::console::gather::Survey;
 use crate::worker::console::suspend::Rest;
@@ -80,6 +82,7 @@ enum Source {
     Server(Key),
     Listener(usize),
     Cancel(Key),
+    Hook(Key),
 }
 
 const KIND_SHIFT: u32 = 61;
@@ -92,6 +95,7 @@ impl Source {
             Source::Server(key) => (1, key.to_bits()),
             Source::Listener(index) => (2, index as u64),
             Source::Cancel(key) => (4, key.to_bits()),
+            Source::Hook(key) => (5, key.to_bits()),
         };
         (kind << KIND_SHIFT) | (value & VALUE_MASK)
     }
@@ -102,6 +106,7 @@ impl Source {
             0 => Source::Client(Key::from_bits(value)),
             1 => Source::Server(Key::from_bits(value)),
             2 => Source::Listener(value as usize),
+            5 => Source::Hook(Key::from_bits(value)),
             _ => Source::Cancel(Key::from_bits(value)),
         }
     }
@@ -128,9 +133,7 @@ pub struct Worker {
     spare: Spare,
     orders: Orders,
     todo: VecDeque<Todo>,
-    hooks: Option<Arc<Host>>,
-    calls: u64,
-    asked: Vec<Call>,
+    hooks: Booths,
     now: Instant,
     next_tick: Instant,
 }
@@ -194,9 +197,7 @@ impl Worker {
             spare: Spare::default(),
             orders: Vec::new(),
             todo: VecDeque::new(),
-            hooks: None,
-            calls: 0,
-            asked: Vec::new(),
+            hooks: Booths::default(),
             now,
             next_tick: now + TICK,
         }
@@ -240,9 +241,12 @@ impl Worker {
                 self.tick();
                 self.settle();
             }
-            while !self.asked.is_empty() {
-                self.hand_over();
+            loop {
+                self.serve_desks();
                 self.settle();
+                if !self.hooks.was_asked() {
+                    break;
+                }
             }
         }
     }
@@ -251,7 +255,8 @@ impl Worker {
         if !self.surveys.is_empty() {
             return Some(Duration::ZERO);
         }
-        let tick = self.next_tick.saturating_duration_since(Instant::now());
+        let due = self.hooks.timeout().map_or(self.next_tick, |at| at.min(self.next_tick));
+        let tick = due.saturating_duration_since(Instant::now());
         let patient = self.consoles.is_empty() && !matches!(self.rest, Rest::Flushing(..));
         Some(if patient { tick } else { tick.min(CONSOLE_TICK) })
     }
@@ -262,6 +267,7 @@ impl Worker {
             Source::Server(key) => self.server_ready(key, event),
             Source::Listener(index) => self.accept(index),
             Source::Cancel(key) => self.cancel_ready(key, event),
+            Source::Hook(key) => self.hand_ready(key, event),
         }
     }
 

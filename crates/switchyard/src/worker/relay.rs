@@ -15,7 +15,7 @@ use crate::pools::Stats;
 use crate::worker::checkout::Outcome;
 use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::close::Farewell;
-use crate::worker::hooking::Asking;
+use crate::worker::hooking::{Asked, Asking};
 use crate::worker::server::{Stage as ServerStage, Unread};
 use crate::worker::{Slot, Todo, Worker};
 
@@ -54,7 +54,7 @@ impl Worker {
 
     fn may_read(client: &Client, servers: &switchyard_io::Table<Slot>) -> bool {
         if client.output.len() > CLIENT_BACKLOG
-            || client.asking != Asking::No
+            || matches!(client.asking, Asking::Asked(..))
             || client.moving.is_some()
         {
             return false;
@@ -176,6 +176,11 @@ impl Worker {
             if !sent {
                 return data.len();
             }
+            if let Some(routes) = self.clients.get_mut(key).and_then(|c| c.routes.as_mut())
+                && routes.later.is_some()
+            {
+                self.move_later(key);
+            }
             match stop {
                 Stop::More | Stop::Full => return used,
                 Stop::NeedServer => match self.checkout(key) {
@@ -184,8 +189,10 @@ impl Worker {
                     Outcome::Gone => return data.len(),
                 },
                 Stop::Ask(text) => {
-                    self.ask_hooks(key, &data[used..], text.start - count..text.end - count);
-                    return used;
+                    let text = text.start - count..text.end - count;
+                    if self.ask_hooks(key, &data[used..], text) == Asked::Waiting {
+                        return used;
+                    }
                 }
                 Stop::Terminate => {
                     self.close_client(key, "client close request", Farewell::Silent);
@@ -210,7 +217,11 @@ impl Worker {
         let prepared = place.pool.prepared_max();
         let rules = Rules {
             tracking: if prepared == 0 { Tracking::Off } else { Tracking::On(prepared) },
-            hooking: if self.hooks.is_some() { Hooking::On } else { Hooking::Off },
+            hooking: match client.asking {
+                Asking::Never => Hooking::Off,
+                _ if self.hooks.current().is_none() => Hooking::Off,
+                Asking::Unknown | Asking::No | Asking::Asked(..) => Hooking::On,
+            },
             loyalty: place.pool.loyalty(),
             message_max: self.snapshot.config.settings.max_packet_size as usize,
             registry: &self.shared.registry,
