@@ -1,6 +1,7 @@
 //! Real PostgreSQL servers and poolers in front of them, driven from outside: programs, files and
 //! sockets only. For tests and benchmarks; everything started here ends with its value.
 
+mod certificates;
 mod client;
 mod cluster;
 mod faults;
@@ -16,6 +17,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+pub use certificates::{Certificates, KeyKind};
 pub use client::Client;
 pub use cluster::{Change, Cluster};
 pub use pooler::Pooler;

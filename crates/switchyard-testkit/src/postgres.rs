@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{directory, free_port, run, unprivileged};
+use crate::{Certificates, directory, free_port, run, unprivileged, wait_until};
 
 /// A running server; the superuser is `postgres`, who needs no password on the loopback.
 #[derive(Debug)]
@@ -116,6 +116,29 @@ impl Postgres {
             self.directory.path().display()
         );
         run(self.control()?.args(["-o", &options, "start"])).map(drop)
+    }
+
+    /// Turns TLS on with a certificate of this name, and clients' certificates by that authority.
+    pub fn use_tls(
+        &self,
+        certificates: &Certificates,
+        name: &str,
+        authority: Option<&str>,
+    ) -> io::Result<()> {
+        let copy = |from: String, to: &str| {
+            let mut install = unprivileged(Path::new("install"));
+            let to = self.data().join(to);
+            run(install.args(["-m", "600"]).arg(certificates.path(&from)).arg(to)).map(drop)
+        };
+        copy(format!("{name}.crt"), "server.crt")?;
+        copy(format!("{name}.key"), "server.key")?;
+        if let Some(authority) = authority {
+            copy(format!("{authority}.crt"), "root.crt")?;
+            self.sql("alter system set ssl_ca_file = 'root.crt'")?;
+        }
+        self.sql("alter system set ssl = on")?;
+        self.sql("select pg_reload_conf()")?;
+        wait_until("TLS", || self.sql("show ssl").is_ok_and(|on| on.trim() == "on"))
     }
 
     /// Ends it: `fast` or `immediate`.

@@ -200,6 +200,11 @@ pub fn startup<'a>(
     });
 }
 
+/// SSLRequest.
+pub fn ssl_request(out: &mut Vec<u8>) {
+    sized(out, |out| out.extend_from_slice(&crate::startup::SSL_CODE.to_be_bytes()));
+}
+
 /// CancelRequest with the key of the query's connection.
 pub fn cancel_request(out: &mut Vec<u8>, key: &[u8]) {
     sized(out, |out| {

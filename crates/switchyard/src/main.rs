@@ -76,6 +76,7 @@ fn start(path: &std::path::Path, arguments: &Arguments, log: &Arc<Log>) -> Resul
     let config =
         reload::read_config(path, log, Occasion::Start).ok_or("cannot load config file")?;
     reload::apply_log(log, &config);
+    let tls = reload::load_tls(&config, log).ok_or("TLS setup failed")?;
     let user = arguments.user.clone().or(config.settings.user.clone());
     listen::become_user(user.as_deref())?;
     let mut mock_key = [0; 16];
@@ -89,7 +90,7 @@ fn start(path: &std::path::Path, arguments: &Arguments, log: &Arc<Log>) -> Resul
         count => count,
     };
     let pidfile = config.settings.pidfile.clone();
-    let snapshot = options::snapshot(config, log, mock_key);
+    let snapshot = options::snapshot(config, log, tls, mock_key);
     let shared = Arc::new(Shared::new(Arc::clone(log), snapshot, workers));
     files.into_iter().for_each(|file| shared.remove_at_exit(file));
     let seats: std::io::Result<Vec<_>> = (0..workers).map(|_| Seat::new()).collect();

@@ -28,6 +28,7 @@ use crate::pools::SharedPool;
 use crate::services::ClusterOptions;
 use crate::services::probe::ProbeLogin;
 use crate::snapshot::{AuthMethod, LogRules, Snapshot};
+use crate::tls::Setup;
 
 /// Pause after a failed login to a node of a cluster.
 const CLUSTER_RETRY: Duration = Duration::from_millis(10);
@@ -37,7 +38,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 const FAIRNESS: Duration = Duration::from_millis(1);
 
 /// A snapshot of a configuration, with the users of its auth_file.
-pub fn snapshot(config: Config, log: &Log, mock_key: [u8; 16]) -> Snapshot {
+pub fn snapshot(config: Config, log: &Log, tls: Arc<Setup>, mock_key: [u8; 16]) -> Snapshot {
     let settings = &config.settings;
     let auth = match settings.auth_type {
         AuthType::Any => AuthMethod::Any,
@@ -67,6 +68,7 @@ pub fn snapshot(config: Config, log: &Log, mock_key: [u8; 16]) -> Snapshot {
         auth,
         log: rules,
         sockets,
+        tls,
         mock_key,
         config,
     }

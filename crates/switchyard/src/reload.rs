@@ -11,6 +11,8 @@ use crate::entries::Entry;
 use crate::log::{Level, Log};
 use crate::options;
 use crate::shared::Shared;
+use crate::snapshot::Snapshot;
+use crate::tls::Setup;
 use crate::worker::Message;
 
 /// When a file is read.
@@ -51,18 +53,56 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
         return false;
     }
     apply_log(&shared.log, &config);
-    let snapshot = options::snapshot(config, &shared.log, old.mock_key);
-    shared.replace_snapshot(snapshot);
+    let tls = load_tls(&config, &shared.log);
+    if tls.is_none() {
+        let line = "TLS configuration could not be reloaded, keeping old configuration";
+        shared.log.write(Level::Error, line);
+    }
+    let kept = tls.clone().unwrap_or_else(|| Arc::clone(&old.tls));
+    shared.replace_snapshot(options::snapshot(config, &shared.log, kept, old.mock_key));
     define_entries(shared);
-    true
+    recycle_for_tls(shared, &old);
+    tls.is_some()
 }
 
-/// Applies settings that were changed one by one.
-pub fn apply(shared: &Arc<Shared>, config: Config) {
-    let mock_key = shared.snapshot().mock_key;
+/// Applies a setting that was changed by itself. Answers whether it is in force: TLS settings
+/// may be unusable, and the old ones stay then.
+pub fn apply(shared: &Arc<Shared>, config: Config, key: &str) -> bool {
+    let old = shared.snapshot();
+    let renewed = key.contains("_tls_") || key.contains("_tls13_");
+    let tls = if renewed { load_tls(&config, &shared.log) } else { Some(Arc::clone(&old.tls)) };
+    let kept = tls.clone().unwrap_or_else(|| Arc::clone(&old.tls));
     apply_log(&shared.log, &config);
-    shared.replace_snapshot(options::snapshot(config, &shared.log, mock_key));
+    shared.replace_snapshot(options::snapshot(config, &shared.log, kept, old.mock_key));
     define_entries(shared);
+    recycle_for_tls(shared, &old);
+    tls.is_some()
+}
+
+/// The TLS set-up for a configuration, from the files as they are. What is wrong with it goes to
+/// the log.
+pub fn load_tls(config: &Config, log: &Log) -> Option<Arc<Setup>> {
+    match Setup::new(&config.settings, &|path| std::fs::read(path)) {
+        Ok(setup) => Some(Arc::new(setup)),
+        Err(lines) => {
+            lines.iter().for_each(|line| log.write(Level::Error, line));
+            None
+        }
+    }
+}
+
+/// Servers that were connected to with other TLS settings are closed when they are free.
+fn recycle_for_tls(shared: &Arc<Shared>, old: &Snapshot) {
+    let new = shared.snapshot();
+    if !new.tls.servers.differs(&old.tls.servers, new.config.settings.tls_reload_contents) {
+        return;
+    }
+    let now = Instant::now();
+    for pool in shared.entries().iter().flat_map(|entry| entry.pools()) {
+        shared.decide(&pool, |inner| {
+            inner.machine.recycle(now, "database configuration changed");
+        });
+    }
 }
 
 /// Log file and verbosity.

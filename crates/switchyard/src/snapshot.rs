@@ -10,6 +10,8 @@ use switchyard_config::{Config, Database, Overrides, PoolMode, User};
 use switchyard_core::params::Tracked;
 use switchyard_io::SocketOptions;
 
+use crate::tls::Setup;
+
 /// How clients prove who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthMethod {
@@ -68,6 +70,8 @@ pub struct Snapshot {
     pub log: LogRules,
     /// Options for sockets.
     pub sockets: SocketOptions,
+    /// TLS on both sides.
+    pub tls: Arc<Setup>,
     /// Secret of the process for the salts of users that do not exist.
     pub mock_key: [u8; 16],
 }

@@ -13,8 +13,11 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{ClientConfig, CommonState, Error, ServerConfig};
+use rustls::{CertificateError, ClientConfig, CommonState, Error, ProtocolVersion};
 use switchyard_io::{Recv, Stream};
+
+use crate::tls::setup::Offer;
+use crate::tls::{certificate, suites};
 
 /// A TLS connection.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct Connection {
     /// To be sent before anything else.
     control: Vec<u8>,
     state: State,
+    /// What a login over this connection may be bound to, where we showed the certificate.
+    endpoint: Option<Arc<[u8]>>,
 }
 
 /// ```text
@@ -263,18 +268,20 @@ impl Connection {
     /// The side that connects.
     pub(super) fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<Self> {
         let connection = UnbufferedClientConnection::new(config, name).map_err(io::Error::other)?;
-        Ok(Connection::new(Side::Client(connection), Vec::new()))
+        Ok(Connection::new(Side::Client(connection), Vec::new(), None))
     }
 
     /// The side that is connected to; `early` was received already.
-    pub(super) fn server(config: Arc<ServerConfig>, early: &[u8]) -> io::Result<Self> {
+    pub(super) fn server(offer: &Offer, early: &[u8]) -> io::Result<Self> {
+        let config = Arc::clone(&offer.config);
         let connection = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
-        Ok(Connection::new(Side::Server(connection), early.to_vec()))
+        let endpoint = offer.endpoint.clone();
+        Ok(Connection::new(Side::Server(connection), early.to_vec(), endpoint))
     }
 
-    fn new(side: Side, input: Vec<u8>) -> Self {
+    fn new(side: Side, input: Vec<u8>, endpoint: Option<Arc<[u8]>>) -> Self {
         let (plain, control) = (Vec::new(), Vec::new());
-        Connection { side, input, plain, control, state: State::Shaking }
+        Connection { side, input, plain, control, state: State::Shaking, endpoint }
     }
 
     /// Whether the handshake is under way.
@@ -289,14 +296,37 @@ impl Connection {
         matches!(self.state, State::Open(Rest::None))
     }
 
-    /// Version, cipher suite and group of the key exchange.
-    pub fn common(&self) -> &CommonState {
-        self.side.common()
+    /// Version, cipher suite and group of the key exchange in OpenSSL's words.
+    pub fn info(&self) -> String {
+        let common = self.side.common();
+        let version = if self.is_new() { "TLSv1.3" } else { "TLSv1.2" };
+        let suite = common.negotiated_cipher_suite();
+        let suite = suite.map_or("unknown", |suite| suites::suite_name(suite.suite()));
+        let group = common.negotiated_key_exchange_group();
+        let group = group.map_or("unknown", |group| suites::group_name(group.name()));
+        format!("{version}/{suite}/ECDH={group}")
     }
 
-    /// The peer's certificates, its own first.
-    pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
-        self.side.common().peer_certificates()
+    /// Whether it speaks TLS 1.3.
+    pub fn is_new(&self) -> bool {
+        self.side.common().protocol_version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
+    /// The names that the peer's verified certificate stands for; `None` without a certificate.
+    pub fn peer_names(&self) -> Option<Vec<String>> {
+        self.peer_certificate().map(|leaf| certificate::names(leaf))
+    }
+
+    /// What a login over this connection is bound to with `tls-server-end-point`.
+    pub fn endpoint(&self) -> Option<Vec<u8>> {
+        match &self.side {
+            Side::Server(_) => self.endpoint.as_ref().map(|hash| hash.to_vec()),
+            Side::Client(_) => certificate::endpoint(self.peer_certificate()?),
+        }
+    }
+
+    fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.side.common().peer_certificates()?.first()
     }
 
     /// Adds received bytes of a handshake.
@@ -492,7 +522,16 @@ impl Connection {
 /// The text of an error, with OpenSSL's words where programs look for them.
 fn describe(error: &Error) -> String {
     match error {
-        Error::InvalidCertificate(cause) => format!("certificate verify failed: {cause}"),
+        Error::InvalidCertificate(cause) => {
+            let cause = match cause {
+                CertificateError::Expired => "certificate has expired".into(),
+                CertificateError::NotValidYet => "certificate is not yet valid".into(),
+                CertificateError::UnknownIssuer => "unable to get local issuer certificate".into(),
+                CertificateError::Other(cause) => cause.0.to_string(),
+                cause => cause.to_string(),
+            };
+            format!("certificate verify failed: {cause}")
+        }
         error => error.to_string(),
     }
 }

@@ -6,11 +6,12 @@
 use std::io;
 use std::sync::Arc;
 
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ServerConfig};
 use switchyard_io::{Recv, Stream};
 
 use crate::tls::connection::{Connection, Progress};
+use crate::tls::setup::Offer;
 
 /// A socket and what is spoken on it.
 #[derive(Debug)]
@@ -60,9 +61,14 @@ impl Transport {
         self.tls.as_deref()
     }
 
+    /// Version, suite and group as in logs; empty without TLS.
+    pub fn tls_info(&self) -> String {
+        self.tls.as_ref().map(|tls| tls.info()).unwrap_or_default()
+    }
+
     /// Begins a handshake as the side that was connected to. `early` was received already.
-    pub fn answer_hello(&mut self, config: Arc<ServerConfig>, early: &[u8]) -> io::Result<()> {
-        self.tls = Some(Box::new(Connection::server(config, early)?));
+    pub fn answer_hello(&mut self, offer: &Offer, early: &[u8]) -> io::Result<()> {
+        self.tls = Some(Box::new(Connection::server(offer, early)?));
         Ok(())
     }
 

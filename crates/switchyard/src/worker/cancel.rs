@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use switchyard_core::ids::Ticket;
 use switchyard_io::poller::Watch;
-use switchyard_io::{Key, Ready, Recv, Stream};
+use switchyard_io::{Key, Ready, Recv, Remote, Stream};
 use switchyard_wire::build;
 
-use crate::tls::Transport;
+use crate::log::Level;
+use crate::tls::{Shake, Transport};
 use crate::worker::client::{Activity, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::message::Message;
@@ -20,6 +21,9 @@ use crate::worker::{Source, Worker};
 pub(super) struct Outgoing {
     stream: Transport,
     progress: Progress,
+    /// The server's host as configured.
+    host: String,
+    security: Security,
     /// The server's slot.
     slot: Key,
     /// The server's key.
@@ -33,6 +37,10 @@ pub(super) struct Outgoing {
 pub(super) enum Progress {
     /// It has no connection yet.
     Connecting,
+    /// Asked for TLS.
+    Asked,
+    /// In its handshake.
+    Shaking,
     /// It is with the server.
     Sent,
 }
@@ -48,6 +56,16 @@ impl Outgoing {
         self.slot
     }
 }
+
+/// How a request travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Security {
+    Plain,
+    Tls,
+}
+
+/// Reads of a turn on a connection that has nothing to say.
+const READS_MAX: usize = 16;
 
 impl Worker {
     /// A client's first packet was a CancelRequest.
@@ -97,7 +115,11 @@ impl Worker {
         let key = server.key.clone();
         let (progress, started) = (Progress::Connecting, self.now);
         let stream = stream.into();
-        let outgoing = Outgoing { stream, progress, slot, key, requester, started };
+        let required = self.snapshot.tls.servers.is_required();
+        let plain = !required || matches!(server.remote, Remote::Unix(_));
+        let security = if plain { Security::Plain } else { Security::Tls };
+        let host = server.host.clone();
+        let outgoing = Outgoing { stream, progress, host, security, slot, key, requester, started };
         let key = self.cancels.insert(outgoing);
         let token = Source::Cancel(key).token();
         if let Some(outgoing) = self.cancels.get_mut(key) {
@@ -110,24 +132,95 @@ impl Worker {
         let Some(outgoing) = self.cancels.get_mut(key) else { return };
         if outgoing.progress == Progress::Connecting && event.writable {
             let mut bytes = Vec::new();
-            build::cancel_request(&mut bytes, &outgoing.key);
+            outgoing.progress = match outgoing.security {
+                Security::Plain => {
+                    build::cancel_request(&mut bytes, &outgoing.key);
+                    Progress::Sent
+                }
+                Security::Tls => {
+                    build::ssl_request(&mut bytes);
+                    Progress::Asked
+                }
+            };
             let connected = outgoing.stream.peek_socket().connected();
             let sent = connected.and_then(|()| outgoing.stream.socket().send(&bytes));
-            if sent.is_ok_and(|count| count == bytes.len()) {
-                outgoing.progress = Progress::Sent;
-            } else {
+            if !sent.is_ok_and(|count| count == bytes.len()) {
                 return self.cancel_ended(key, "failed cancel request");
             }
         }
-        let Some(outgoing) = self.cancels.get_mut(key) else { return };
         if event.readable {
-            let mut nothing = [0; 64];
-            match outgoing.stream.socket().recv(&mut nothing) {
-                Recv::Bytes(_) | Recv::Blocked => {}
-                Recv::Eof | Recv::Failed(_) => {
-                    self.cancel_ended(key, "successfully sent cancel request");
+            self.read_cancel(key);
+        }
+    }
+
+    fn read_cancel(&mut self, key: Key) {
+        let Some(outgoing) = self.cancels.get_mut(key) else { return };
+        match outgoing.progress {
+            Progress::Connecting => {}
+            Progress::Shaking => self.shake_later(Source::Cancel(key)),
+            Progress::Asked => {
+                let mut answer = [0; 2];
+                match outgoing.stream.socket().recv(&mut answer) {
+                    Recv::Bytes(1) if answer[0] == b'S' => {
+                        let setup = self.snapshot.tls.servers.config(&outgoing.host);
+                        let greeted =
+                            setup.map(|(config, name)| outgoing.stream.say_hello(config, name));
+                        if !matches!(greeted, Some(Ok(()))) {
+                            return self.cancel_ended(key, "failed cancel request");
+                        }
+                        outgoing.progress = Progress::Shaking;
+                        self.shake_later(Source::Cancel(key));
+                    }
+                    Recv::Blocked => {}
+                    Recv::Bytes(_) | Recv::Eof | Recv::Failed(_) => {
+                        self.cancel_ended(key, "failed cancel request");
+                    }
                 }
             }
+            // The server says nothing but good-bye.
+            Progress::Sent => {
+                for _ in 0..READS_MAX {
+                    match outgoing.stream.socket().recv(&mut self.scratch) {
+                        Recv::Bytes(_) => {}
+                        Recv::Blocked => return,
+                        Recv::Eof | Recv::Failed(_) => break,
+                    }
+                }
+                self.cancel_ended(key, "successfully sent cancel request");
+            }
+        }
+    }
+
+    /// Takes a step of the handshake of a cancel connection; the request follows the last one.
+    pub(super) fn shake_cancel(&mut self, key: Key) {
+        let Some(outgoing) = self.cancels.get_mut(key) else { return };
+        if outgoing.progress != Progress::Shaking {
+            return;
+        }
+        let step = outgoing.stream.shake(&mut self.scratch);
+        let mut bytes = outgoing.stream.unsent();
+        let done = match step {
+            Shake::Waiting => true,
+            Shake::Done => {
+                outgoing.progress = Progress::Sent;
+                let mut request = Vec::new();
+                build::cancel_request(&mut request, &outgoing.key);
+                let sealed = outgoing.stream.seal(&request).ok().flatten();
+                bytes.extend_from_slice(sealed.as_deref().unwrap_or_default());
+                sealed.is_some()
+            }
+            Shake::Ended => false,
+            Shake::Failed(text) => {
+                let line = format!("TLS handshake error: {text}");
+                self.shared.log.write(Level::Warning, &line);
+                false
+            }
+        };
+        let sent = outgoing.stream.socket().send(&bytes);
+        if !done || !sent.is_ok_and(|count| count == bytes.len()) {
+            self.cancel_ended(key, "failed cancel request");
+        } else if outgoing.progress == Progress::Sent {
+            self.read_cancel(key);
         }
     }
 

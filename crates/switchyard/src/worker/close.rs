@@ -74,6 +74,7 @@ impl Worker {
         // Port scanners and health checks connect and leave without a word.
         let wordless = matches!(client.stage, Stage::Start)
             && client.input.is_empty()
+            && client.stream.tls().is_none()
             && farewell == Farewell::Silent;
         if !wordless && self.snapshot.log.disconnections == Logged::Yes {
             let age = self.now.saturating_duration_since(client.connected).as_secs();
@@ -183,6 +184,10 @@ impl Worker {
     pub(super) fn drop_server(&mut self, slot: Key, reason: &str) {
         let Some(mut server) = self.servers.remove(slot).and_then(|slot| slot.here) else { return };
         self.log_server_end(&server, reason);
+        if matches!(server.stage, ServerStage::Connecting(_) | ServerStage::Securing(_)) {
+            // It would not know what a good-bye is: only an alert that is due is sent.
+            return server.output.say_goodbye(&mut server.stream);
+        }
         let mut bytes = Vec::new();
         build::empty(&mut bytes, frontend::TERMINATE);
         // The server may be gone; then nobody needs the good-bye.
@@ -204,7 +209,10 @@ impl Worker {
         let Some(server) = place.here.as_ref() else { return };
         let client = server.client();
         self.shared.suspect(&place.pool, server.lane, SignalKind::Disconnected);
-        if matches!(server.stage, ServerStage::Connecting(_) | ServerStage::Login(_)) {
+        if matches!(
+            server.stage,
+            ServerStage::Connecting(_) | ServerStage::Securing(_) | ServerStage::Login(_)
+        ) {
             let failure = OpenFailure {
                 text: reason.into(),
                 sqlstate: "08P01".into(),

@@ -148,6 +148,7 @@ impl Worker {
             unread: Unread::No,
             remote,
             address,
+            host: opening.host,
             key: Vec::new(),
             pid: 0,
             started: self.now,
@@ -177,17 +178,26 @@ impl Worker {
             return self.server_failed(key, "connect failed");
         }
         server.local = server.stream.peek_socket().local_addr();
-        let Stage::Connecting(login) = std::mem::replace(&mut server.stage, Stage::Between) else {
-            return;
-        };
-        let mut bytes = Vec::new();
-        login.start(&mut bytes);
-        server.stage = Stage::Login(login);
         if self.snapshot.log.connections == Logged::Yes {
             let from = server.local.map(|at| format!(" (from {at})")).unwrap_or_default();
             let line = format!("{} new connection to server{from}", server.prefix());
             self.shared.log.write(Level::Log, &line);
         }
+        if !self.ask_for_tls(key) {
+            self.begin_login(key);
+        }
+    }
+
+    /// Sends the startup packet.
+    pub(super) fn begin_login(&mut self, key: Key) {
+        let Some(server) = self.servers.get_mut(key).and_then(|slot| slot.here.as_mut()) else {
+            return;
+        };
+        let stage = std::mem::replace(&mut server.stage, Stage::Between);
+        let (Stage::Connecting(login) | Stage::Securing(login)) = stage else { return };
+        let mut bytes = Vec::new();
+        login.start(&mut bytes);
+        server.stage = Stage::Login(login);
         if server.output.send(&mut server.stream, &bytes).is_err() {
             return self.server_failed(key, "connect failed");
         }

@@ -23,6 +23,7 @@ mod login;
 pub mod message;
 mod relay;
 pub mod routes;
+mod secure;
 pub mod server;
 mod timers;
 
@@ -133,6 +134,8 @@ pub struct Worker {
     spare: Spare,
     orders: Orders,
     todo: VecDeque<Todo>,
+    /// Those with a step of a handshake to take.
+    shaking: VecDeque<Source>,
     hooks: Booths,
     now: Instant,
     next_tick: Instant,
@@ -197,6 +200,7 @@ impl Worker {
             spare: Spare::default(),
             orders: Vec::new(),
             todo: VecDeque::new(),
+            shaking: VecDeque::new(),
             hooks: Booths::default(),
             now,
             next_tick: now + TICK,
@@ -241,6 +245,10 @@ impl Worker {
                 self.tick();
                 self.settle();
             }
+            if !self.shaking.is_empty() {
+                self.shake_one();
+                self.settle();
+            }
             loop {
                 self.serve_desks();
                 self.settle();
@@ -252,7 +260,7 @@ impl Worker {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.surveys.is_empty() {
+        if !self.surveys.is_empty() || !self.shaking.is_empty() {
             return Some(Duration::ZERO);
         }
         let due = self.hooks.timeout().map_or(self.next_tick, |at| at.min(self.next_tick));

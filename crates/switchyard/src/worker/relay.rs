@@ -17,7 +17,7 @@ use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::hooking::{Asked, Asking};
 use crate::worker::server::{Stage as ServerStage, Unread};
-use crate::worker::{Slot, Todo, Worker};
+use crate::worker::{Slot, Source, Todo, Worker};
 
 /// Reads of one connection in a turn, so that a busy one does not starve the others.
 const READS_PER_TURN: usize = 8;
@@ -47,6 +47,9 @@ impl Worker {
         if event.closed {
             client.unread = Unread::End;
         }
+        if event.readable && client.stream.is_shaking() {
+            return self.shake_later(Source::Client(key));
+        }
         if event.readable {
             self.read_client(key);
         }
@@ -71,9 +74,10 @@ impl Worker {
                     ServerStage::Ready(link, _) => {
                         server.output.is_empty() && link.outstanding().len() < OUTSTANDING_MAX
                     }
-                    ServerStage::Connecting(_) | ServerStage::Login(_) | ServerStage::Between => {
-                        false
-                    }
+                    ServerStage::Connecting(_)
+                    | ServerStage::Securing(_)
+                    | ServerStage::Login(_)
+                    | ServerStage::Between => false,
                 })
             }
         }
@@ -337,6 +341,10 @@ impl Worker {
         if event.writable {
             self.flush_server(key);
         }
+        let server = self.servers.get(key).and_then(|slot| slot.here.as_ref());
+        if event.readable && server.is_some_and(|server| server.stream.is_shaking()) {
+            return self.shake_later(Source::Server(key));
+        }
         if event.readable {
             self.read_server(key);
         }
@@ -410,6 +418,7 @@ impl Worker {
         let link = match &mut server.stage {
             ServerStage::Ready(link, _) => link,
             ServerStage::Login(_) => return self.server_login_bytes(key, data),
+            ServerStage::Securing(_) => return self.tls_answer(key, data),
             ServerStage::Connecting(_) | ServerStage::Between => return 0,
         };
         let client = client_key.and_then(|key| self.clients.get_mut(key));

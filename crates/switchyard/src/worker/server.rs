@@ -19,6 +19,8 @@ use crate::worker::buffer::Pending;
 pub enum Stage {
     /// TCP connection under way.
     Connecting(Box<ServerLogin>),
+    /// Asked for TLS, or in its handshake.
+    Securing(Box<ServerLogin>),
     /// On its way from one stage to the next.
     Between,
     /// Login dialogue.
@@ -73,6 +75,8 @@ pub struct Server {
     pub remote: Remote,
     /// `HOST:PORT` as in log lines.
     pub address: String,
+    /// The host as configured, which its certificate has to name.
+    pub host: String,
     /// Key for cancel requests.
     pub key: Vec<u8>,
     /// Process id at the server.
@@ -124,7 +128,11 @@ impl Server {
     pub fn client(&self) -> Option<Key> {
         match &self.stage {
             Stage::Ready(_, Use::Linked(client)) => Some(*client),
-            Stage::Ready(..) | Stage::Connecting(_) | Stage::Login(_) | Stage::Between => None,
+            Stage::Ready(..)
+            | Stage::Connecting(_)
+            | Stage::Securing(_)
+            | Stage::Login(_)
+            | Stage::Between => None,
         }
     }
 
@@ -133,7 +141,7 @@ impl Server {
     pub fn link(&mut self) -> Option<&mut Link> {
         match &mut self.stage {
             Stage::Ready(link, _) => Some(link),
-            Stage::Connecting(_) | Stage::Login(_) | Stage::Between => None,
+            Stage::Connecting(_) | Stage::Securing(_) | Stage::Login(_) | Stage::Between => None,
         }
     }
 

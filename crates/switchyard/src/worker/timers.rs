@@ -194,9 +194,10 @@ impl Worker {
         let late =
             |since: Instant| !limit.is_zero() && self.now.saturating_duration_since(since) > limit;
         match &server.stage {
-            ServerStage::Connecting(_) | ServerStage::Login(_) | ServerStage::Between => {
-                late(server.started).then_some(ServerDue::Open)
-            }
+            ServerStage::Connecting(_)
+            | ServerStage::Securing(_)
+            | ServerStage::Login(_)
+            | ServerStage::Between => late(server.started).then_some(ServerDue::Open),
             ServerStage::Ready(_, Use::Testing) => late(server.asked).then_some(ServerDue::Test),
             ServerStage::Ready(link, Use::Linked(_)) => {
                 let fast = settings.server_fast_close

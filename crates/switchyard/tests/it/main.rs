@@ -6,6 +6,7 @@ mod failures;
 mod hooks;
 mod scarcity;
 mod switchover;
+mod tls;
 
 use std::io;
 use std::path::Path;

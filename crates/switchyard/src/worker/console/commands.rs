@@ -87,7 +87,13 @@ impl Worker {
         let line = match config.settings.set(name, value) {
             Ok(taken) => {
                 match taken {
-                    Taken::Applied => reload::apply(&self.shared, config),
+                    Taken::Applied => {
+                        if !reload::apply(&self.shared, config, name) {
+                            let text = "TLS settings could not be applied, \
+                                        still using old configuration";
+                            self.notice(key, text, None);
+                        }
+                    }
                     Taken::Ignored => {
                         let text = format!("SET ignored: {name} is read at start only");
                         self.notice(key, &text, None);

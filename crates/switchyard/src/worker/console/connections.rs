@@ -72,7 +72,7 @@ impl Worker {
             text(format!("{:#x}", pointer(client.number))),
             text(link.map_or(String::new(), |server| format!("{:#x}", pointer(server.number)))),
             text(pid),
-            text(""),
+            text(client.stream.tls_info()),
             text(name),
             text(statements),
             text(client.number),
@@ -138,7 +138,7 @@ impl Worker {
             text(format!("{:#x}", pointer(server.number))),
             text(client.map_or(String::new(), |c| format!("{:#x}", pointer(c.number)))),
             text(server.pid),
-            text(""),
+            text(server.stream.tls_info()),
             text(name),
             text(statements),
             text(server.number),
@@ -172,7 +172,10 @@ fn client_socket(client: &Client) -> Option<&'static str> {
 /// State in SHOW SERVERS.
 fn server_state(server: &Server) -> &'static str {
     match &server.stage {
-        ServerStage::Connecting(_) | ServerStage::Login(_) | ServerStage::Between => "new",
+        ServerStage::Connecting(_)
+        | ServerStage::Securing(_)
+        | ServerStage::Login(_)
+        | ServerStage::Between => "new",
         ServerStage::Ready(_, Use::Idle) => "idle",
         ServerStage::Ready(_, Use::Linked(_)) => "active",
         ServerStage::Ready(_, Use::Testing) => "tested",

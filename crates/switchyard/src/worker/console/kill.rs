@@ -61,7 +61,10 @@ impl Worker {
     pub(in crate::worker) fn stop_opening(&mut self, entry: &Arc<Entry>) {
         let opening = self.servers.iter().filter(|(_, slot)| {
             let stage = slot.here.as_ref().map(|server| &server.stage);
-            let opening = matches!(stage, Some(ServerStage::Connecting(_) | ServerStage::Login(_)));
+            let opening = matches!(
+                stage,
+                Some(ServerStage::Connecting(_) | ServerStage::Securing(_) | ServerStage::Login(_))
+            );
             opening && Arc::ptr_eq(&slot.pool.entry, entry)
         });
         for key in opening.map(|(key, _)| key).collect::<Vec<_>>() {

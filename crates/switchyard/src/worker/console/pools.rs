@@ -93,7 +93,9 @@ impl Worker {
             let Some(slot) = self.servers.get(outgoing.slot()) else { continue };
             let tally = tallies.entry(address(&slot.pool)).or_default();
             match outgoing.progress() {
-                Progress::Connecting => tally.cancels_waiting += 1,
+                Progress::Connecting | Progress::Asked | Progress::Shaking => {
+                    tally.cancels_waiting += 1
+                }
                 Progress::Sent => tally.cancels_active += 1,
             }
         }

@@ -10,6 +10,7 @@ use switchyard_wire::startup::{First, first};
 use crate::log::Level;
 use crate::worker::close::Farewell;
 use crate::worker::console::CONSOLE;
+use crate::worker::secure::HELLO;
 use crate::worker::{Todo, Worker};
 
 impl Worker {
@@ -19,6 +20,9 @@ impl Worker {
             worker.close_client(key, text, Farewell::fatal());
             data.len()
         };
+        if data.first() == Some(&HELLO) && self.greeting(key, data) {
+            return data.len();
+        }
         match first(data) {
             First::More => 0,
             First::Ssl(len) if data.len() > len => {
@@ -27,13 +31,22 @@ impl Worker {
             First::Gss(len) if data.len() > len => {
                 fatal(self, "received unencrypted data after GSSAPI encryption request")
             }
-            First::Ssl(len) | First::Gss(len) => {
+            First::Ssl(len) => {
+                self.ssl_request(key);
+                len
+            }
+            First::Gss(len) => {
                 self.say(key, b"N");
                 len
             }
             First::Cancel(cancel_key) => {
                 self.cancel_request(key, cancel_key);
                 data.len()
+            }
+            First::Startup(..) | First::Password | First::Typed | First::Bad(_)
+                if self.lacks_tls(key) =>
+            {
+                fatal(self, "SSL required")
             }
             First::Startup(version, body, len) => {
                 self.startup(key, version, body);

@@ -80,9 +80,11 @@ impl Worker {
 
     fn note_attempt(&self, key: Key, database: &str, user: &str, replication: Replication) {
         let word = replication.word();
+        let tls = self.clients.get(key).map(|client| client.stream.tls_info());
+        let tls = tls.filter(|tls| !tls.is_empty()).unwrap_or_else(|| "no".into());
         self.note_login(
             key,
-            &format!("login attempt: db={database} user={user} tls=no replication={word}"),
+            &format!("login attempt: db={database} user={user} tls={tls} replication={word}"),
         );
     }
 
