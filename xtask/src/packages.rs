@@ -17,6 +17,19 @@ pub(crate) fn python() -> Result<(), String> {
     if runs("python3") { Ok(()) } else { install(&["python3"]) }
 }
 
+/// Makes sure that the programs are there which answers are compared with and which look at a
+/// console.
+pub(crate) fn consoles() -> Result<(), String> {
+    let programs = [
+        ("/usr/sbin/pgbouncer", "pgbouncer"),
+        ("/usr/bin/check_postgres", "check-postgres"),
+        ("/usr/bin/prometheus-pgbouncer-exporter", "prometheus-pgbouncer-exporter"),
+    ];
+    let missing = programs.iter().filter(|(program, _)| !Path::new(program).exists());
+    let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
 /// Versions of the drivers that tests use.
 const PYTHON_DRIVERS: [&str; 3] =
     ["psycopg[binary]==3.2.*", "psycopg2-binary==2.9.*", "asyncpg==0.30.*"];

@@ -163,7 +163,9 @@ impl Worker {
             Show::Lists => self.list_rows(&found.parts),
             Show::Mem => self.memory_rows(&found.parts),
             _ => {
-                found.rows.sort_unstable_by_key(|(number, _)| *number);
+                // Clients first: their rows begin with C, those of servers with S.
+                let order = |(number, row): &(u64, Row)| (row.first().cloned(), *number);
+                found.rows.sort_by_cached_key(order);
                 found.rows.into_iter().map(|(_, row)| row).collect()
             }
         }

@@ -1,0 +1,239 @@
+//! Columns and values of SHOW.
+
+use std::io;
+
+use switchyard_testkit::{Pooler, Raw, wait_until};
+
+use super::{row, rows, told};
+
+/// Columns in their order; types: t text, i int4, l int8, n numeric.
+const COLUMNS: &[(&str, &str)] = &[
+    ("version", "version:t"),
+    ("state", "key:t value:t"),
+    ("config", "key:t value:t default:t changeable:t"),
+    (
+        "databases",
+        "name:t host:t port:i database:t force_user:t pool_size:i min_pool_size:i \
+         reserve_pool_size:i server_lifetime:i pool_mode:t load_balance_hosts:t max_connections:i \
+         current_connections:i max_client_connections:i current_client_connections:i paused:i \
+         disabled:i",
+    ),
+    (
+        "pools",
+        "database:t user:t cl_active:i cl_waiting:i cl_active_cancel_req:i \
+         cl_waiting_cancel_req:i sv_active:i sv_active_cancel:i sv_being_canceled:i sv_idle:i \
+         sv_used:i sv_tested:i sv_login:i maxwait:i maxwait_us:i pool_mode:t load_balance_hosts:t",
+    ),
+    ("peers", "peer_id:i host:t port:i pool_size:i"),
+    (
+        "peer_pools",
+        "peer_id:i cl_active_cancel_req:i cl_waiting_cancel_req:i sv_active_cancel:i sv_login:i",
+    ),
+    ("clients", CONNECTIONS),
+    ("servers", CONNECTIONS),
+    (
+        "users",
+        "name:t pool_size:t reserve_pool_size:t pool_mode:t max_user_connections:i \
+         current_connections:i max_user_client_connections:i current_client_connections:i",
+    ),
+    ("lists", "list:t items:i"),
+    (
+        "stats",
+        "database:t total_server_assignment_count:n total_xact_count:n total_query_count:n \
+         total_received:n total_sent:n total_xact_time:n total_query_time:n total_wait_time:n \
+         total_client_parse_count:n total_server_parse_count:n total_bind_count:n \
+         total_client_login_count:n avg_server_assignment_count:n avg_xact_count:n \
+         avg_query_count:n avg_recv:n avg_sent:n avg_xact_time:n avg_query_time:n avg_wait_time:n \
+         avg_client_parse_count:n avg_server_parse_count:n avg_bind_count:n \
+         avg_client_login_count:n",
+    ),
+    (
+        "stats_totals",
+        "database:t server_assignment_count:n xact_count:n query_count:n bytes_received:n \
+         bytes_sent:n xact_time:n query_time:n wait_time:n client_parse_count:n \
+         server_parse_count:n bind_count:n client_login_count:n",
+    ),
+    (
+        "stats_averages",
+        "database:t server_assignment_count:n xact_count:n query_count:n bytes_received:n \
+         bytes_sent:n xact_time:n query_time:n wait_time:n avg_client_parse_count:n \
+         avg_server_parse_count:n avg_bind_count:n avg_client_login_count:n",
+    ),
+    ("totals", "name:t value:n"),
+    ("mem", "name:t size:i used:i free:i memtotal:i"),
+    ("dns_hosts", "hostname:t ttl:l addrs:t"),
+    ("dns_zones", "zonename:t serial:l count:i"),
+];
+
+const CONNECTIONS: &str = "type:t user:t database:t replication:t state:t addr:t port:i \
+     local_addr:t local_port:i connect_time:t request_time:t wait:i wait_us:i close_needed:i \
+     ptr:t link:t remote_pid:i tls:t application_name:t prepared_statements:i id:i";
+
+const BUFFERS: &str = "recv_pos:i pkt_pos:i pkt_remain:i send_pos:i send_remain:i pkt_avail:i \
+     send_avail:i";
+
+#[test]
+fn columns_are_those_that_consumers_read_by_position() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let pooler = Pooler::start(crate::program(), "a = host=127.0.0.1 port=1", "")?;
+    let mut console = Raw::console(pooler.port, "postgres")?;
+    let sockets = format!("{CONNECTIONS} {BUFFERS}");
+    let tables = COLUMNS.iter().copied();
+    for (name, columns) in tables.chain([("sockets", &*sockets), ("active_sockets", &*sockets)]) {
+        let said = told(&mut console, &format!("show {name}"))?;
+        let found = said.lines().next().unwrap_or_default();
+        let typed = columns.split_whitespace().map(|column| {
+            let (name, kind) = column.split_once(':').unwrap_or((column, ""));
+            let oid = match kind {
+                "t" => 25,
+                "i" => 23,
+                "l" => 20,
+                _ => 1700,
+            };
+            format!(" {name}:{oid}")
+        });
+        assert_eq!(found, format!("T{}", typed.collect::<String>()), "{name}");
+        assert!(said.ends_with("C SHOW\nZ I\n"), "{name}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn rows_describe_what_is_configured() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let databases = "\
+        plain = host=127.0.0.1 port=7\n\
+        full = host=a,b port=8 dbname=other user=app pool_size=3 min_pool_size=1 reserve_pool=2 \
+        server_lifetime=60 pool_mode=statement load_balance_hosts=disable max_db_connections=9 \
+        max_db_client_connections=99\n\
+        * = host=127.0.0.1 port=1\n\
+        [users]\napp = pool_size=4 pool_mode=session max_user_client_connections=6\n\
+        [peers]\n2 = host=/tmp\n1 = host=peer port=9 pool_size=5";
+    let settings = "max_db_connections = 11\nmax_user_connections = 12\nauth_user = looker";
+    let pooler = Pooler::start(crate::program(), databases, settings)?;
+    let mut console = Raw::console(pooler.port, "postgres")?;
+    let port = pooler.port;
+    assert_eq!(
+        rows(&mut console, "show databases")?,
+        [
+            "full|a,b|8|other|app|3|1|2|60|statement|disable|9|0|99|0|0|0".to_owned(),
+            format!(
+                "pgbouncer|NULL|{port}|pgbouncer|pgbouncer|2|0|0|3600|statement|NULL|11|0|0|1|0|0"
+            ),
+            "plain|127.0.0.1|7|plain|NULL|20|0|0|3600|NULL|NULL|11|0|0|0|0|0".to_owned(),
+        ]
+    );
+    assert_eq!(
+        rows(&mut console, "show users")?,
+        [
+            "app|        4||session|12|0|6|0",
+            "looker|||NULL|12|0|0|0",
+            "pgbouncer|||NULL|12|0|0|0",
+            "postgres|||NULL|12|0|0|1",
+        ]
+    );
+    assert_eq!(rows(&mut console, "show peers")?, ["1|peer|9|5", "2|/tmp|6432|20"]);
+    assert!(rows(&mut console, "show peer_pools")?.is_empty());
+    // An automatic entry appears with what is done to it.
+    assert_eq!(told(&mut console, "pause auto")?, "C PAUSE\nZ I\n");
+    assert!(pooler.log()?.contains("registered new auto-database: auto"));
+    assert_eq!(row(&mut console, "show databases", "auto|")?[15], "1");
+    assert_eq!(told(&mut console, "resume auto")?, "C RESUME\nZ I\n");
+    assert_eq!(row(&mut console, "show databases", "auto|")?, [""]);
+    let lists = rows(&mut console, "show lists")?;
+    let names: Vec<&str> = lists.iter().filter_map(|row| Some(row.split_once('|')?.0)).collect();
+    assert_eq!(
+        names.join(" "),
+        "databases users peers pools peer_pools free_clients used_clients login_clients \
+         free_servers used_servers dns_names dns_zones dns_queries dns_pending"
+    );
+    assert!(lists.contains(&"peers|2".into()) && lists.contains(&"used_clients|1".into()));
+    Ok(())
+}
+
+#[test]
+fn connections_are_shown_in_their_states() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let settings = "pool_mode = transaction\ndefault_pool_size = 1\nworkers = 2";
+    let (_postgres, pooler) = crate::start(settings)?;
+    let mut console = Raw::console(pooler.port, "postgres")?;
+    let names = [("user", "app"), ("database", "postgres"), ("application_name", "one")];
+    let mut one = Raw::connect(pooler.port, &names)?;
+    let mut two = Raw::connect(pooler.port, &[("user", "app"), ("database", "postgres")])?;
+    let pools = |count: &mut Raw| row(count, "show pools", "postgres|app|");
+    assert_eq!(pools(&mut console)?[2..13].join(" "), "2 0 0 0 0 0 0 1 0 0 0");
+    one.query("begin")?;
+    two.ask("select 1")?;
+    wait_until("waiting client", || pools(&mut console).is_ok_and(|row| row[3] == "1"))?;
+    let found = pools(&mut console)?;
+    assert_eq!(found[2..13].join(" "), "1 1 0 0 1 0 0 0 0 0 0");
+    assert!(found[13] != "0" || found[14] != "0", "{found:?}");
+    assert_eq!(found[15..].join(" "), "transaction NULL");
+
+    let clients = rows(&mut console, "show clients")?;
+    let split = |row: &String| row.split('|').map(String::from).collect::<Vec<_>>();
+    let clients: Vec<Vec<String>> = clients.iter().map(split).collect();
+    let states: Vec<String> = clients.iter().map(|c| c[..5].join(" ")).collect();
+    assert_eq!(
+        states,
+        [
+            "C postgres pgbouncer none idle",
+            "C app postgres none active",
+            "C app postgres none waiting"
+        ]
+    );
+    assert_eq!(clients[1][18], "one");
+    assert_eq!(clients.iter().map(|c| &*c[8]).collect::<Vec<_>>(), [&*pooler.port.to_string(); 3]);
+    let servers = rows(&mut console, "show servers")?;
+    let servers: Vec<Vec<String>> = servers.iter().map(split).collect();
+    assert_eq!(servers.len(), 1);
+    assert_eq!(servers[0][..5].join(" "), "S app postgres none active");
+    assert_eq!((&servers[0][15], &clients[1][15]), (&clients[1][14], &servers[0][14]));
+    assert_eq!((&*clients[2][15], &*servers[0][18]), ("", "one"));
+    let mut ids: Vec<u64> = [&clients[..], &servers[..]]
+        .concat()
+        .iter()
+        .filter_map(|row| row[20].parse().ok())
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 4);
+    let sockets = rows(&mut console, "show sockets")?;
+    let states: Vec<&str> = sockets.iter().filter_map(|row| row.split('|').nth(4)).collect();
+    assert_eq!(states, ["cl_active", "cl_active", "cl_waiting", "sv_active"]);
+    let waiting = rows(&mut console, "show active_sockets")?;
+    assert_eq!(waiting.len(), 1, "the query that waits: {waiting:?}");
+    one.query("commit")?;
+    two.answer()?;
+    wait_until("idle", || pools(&mut console).is_ok_and(|row| row[2..4] == ["2", "0"]))?;
+    assert_eq!(row(&mut console, "show servers", "S|")?[4], "idle");
+    Ok(())
+}
+
+#[test]
+fn a_login_that_waits_is_counted_with_its_time() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let (_postgres, pooler) = crate::start("")?;
+    let mut console = Raw::console(pooler.port, "postgres")?;
+    told(&mut console, "pause forced")?;
+    let port = pooler.port;
+    let login = std::thread::spawn(move || {
+        Raw::connect(port, &[("user", "app"), ("database", "forced")]).map(|raw| raw.greeting.len())
+    });
+    wait_until("a login that waits", || {
+        let row = row(&mut console, "show pools", "forced|app|").unwrap_or_default();
+        row.len() > 14 && row[2..4] == ["0", "1"] && row[14] != "0"
+    })?;
+    assert_eq!(row(&mut console, "show clients", "C|app|forced|")?[4], "waiting");
+    told(&mut console, "resume forced")?;
+    assert!(login.join().is_ok_and(|greeting| greeting.is_ok_and(|count| count > 5)));
+    Ok(())
+}
