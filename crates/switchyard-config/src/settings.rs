@@ -221,7 +221,7 @@ settings! {
     client_tls_sslmode: SslMode, Some("disable"), Some("disable"), Run, Active;
     conffile: Option<String>, None, None, Run, Active;
     default_pool_size: i64, Some("20"), Some("20"), Run, Active;
-    disable_pqexec: bool, Some("0"), Some("0"), Start, Inert;
+    disable_pqexec: bool, Some("0"), Some("0"), Start, Active;
     dns_max_ttl: Duration, Some("15"), Some("15"), Run, Inert;
     dns_nxdomain_ttl: Duration, Some("15"), Some("15"), Run, Inert;
     dns_zone_check_period: Duration, Some("0"), Some("0"), Run, Inert;
@@ -271,8 +271,8 @@ settings! {
     polling_frequency: Duration, Some(".1"), Some(".1"), Run, Active;
     pool_mode: PoolMode, Some("session"), Some("session"), Run, Active;
     pool_idle_timeout: Duration, Some("0"), Some("0"), Run, Inert;
-    prepared_statement_errors: bool, Some("0"), Some("0"), Run, Inert;
-    prepared_statement_reprepare: bool, Some("0"), Some("0"), Run, Inert;
+    prepared_statement_errors: bool, Some("0"), Some("0"), Run, Active;
+    prepared_statement_reprepare: bool, Some("0"), Some("0"), Run, Active;
     probe_fast: Duration, Some(".001"), Some(".001"), Run, Active;
     probe_timeout: Duration, Some(".15"), Some(".15"), Run, Active;
     promote_command: Option<String>, None, None, Run, Inert;
@@ -351,7 +351,7 @@ settings! {
     unix_socket_dir: String, Some("/tmp"), Some("/tmp"), Start, Active;
     unix_socket_group: String, Some(""), Some(""), Start, Inert;
     unix_socket_mode: i64, Some("0777"), Some("0777"), Start, Active;
-    untracked_set: UntrackedSet, Some("ignore"), Some("ignore"), Run, Inert;
+    untracked_set: UntrackedSet, Some("ignore"), Some("ignore"), Run, Active;
     user: Option<String>, None, None, Start, Active;
     verbose: Option<i64>, None, None, Run, Active;
     workers: i64, Some("0"), Some("0"), Start, Active;

@@ -50,6 +50,12 @@ impl Batch {
         self.owned.is_empty() && self.range.is_empty()
     }
 
+    /// Bytes that were put between the input, and of the input what was copied for their sake.
+    #[inline]
+    pub fn injected(&self) -> usize {
+        self.owned.len()
+    }
+
     /// Forgets everything, for the next turn. A buffer grown by a burst is given back.
     pub fn clear(&mut self) {
         self.range = 0..0;

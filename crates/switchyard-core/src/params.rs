@@ -87,6 +87,24 @@ impl Params {
         }
     }
 
+    /// Takes over the spelling of the server for each value of the client's that was set there;
+    /// answers positions and old values of what changed.
+    pub fn adopt(&mut self, server: &Params) -> Vec<(usize, Box<[u8]>)> {
+        let mut changes = Vec::new();
+        for (index, value) in server.0.iter().enumerate() {
+            if let (Some(old), Some(new)) = (self.value(index), value)
+                && *old != **new
+            {
+                changes.push((index, old.into()));
+                self.set(index, new);
+            }
+        }
+        if *self == *server {
+            self.unify(server);
+        }
+        changes
+    }
+
     /// Shares the values of `other` if they are the same, so that comparing them is cheap.
     fn unify(&mut self, other: &Params) {
         self.0 = Arc::clone(&other.0);
@@ -94,15 +112,19 @@ impl Params {
 }
 
 /// The statement that brings a server to the client's values, `SET a='x';SET b='y';`, or `None`
-/// if nothing differs. Values that a client never had are left as they are.
+/// if nothing differs. Values that a client never had are left as they are, and so are those of
+/// parameters that the server does not report: nobody could say who else has to be protected.
 pub fn difference(tracked: &Tracked, client: &Params, server: &mut Params) -> Option<Vec<u8>> {
     if Arc::ptr_eq(&client.0, &server.0) {
         return None;
     }
     let mut sql = Vec::new();
     for (index, name) in tracked.names.iter().enumerate() {
-        let Some(wanted) = client.value(index) else { continue };
-        if !equal(index, wanted, server.value(index)) {
+        let (Some(wanted), Some(has)) = (client.value(index), server.value(index)) else {
+            continue;
+        };
+        let unset = wanted.is_empty() && index != APPLICATION_NAME;
+        if !unset && !equal(index, name, wanted, has) {
             assignment(&mut sql, name, wanted);
         }
     }
@@ -115,9 +137,15 @@ pub fn difference(tracked: &Tracked, client: &Params, server: &mut Params) -> Op
     Some(sql)
 }
 
-fn equal(index: usize, wanted: &[u8], has: Option<&[u8]>) -> bool {
-    let Some(has) = has else { return false };
-    if index == APPLICATION_NAME { wanted == has } else { wanted.eq_ignore_ascii_case(has) }
+/// The standard names and IntervalStyle have values whose case means nothing, but for
+/// `application_name`.
+fn equal(index: usize, name: &str, wanted: &[u8], has: &[u8]) -> bool {
+    let words = index < STANDARD.len() || name.eq_ignore_ascii_case("IntervalStyle");
+    if words && index != APPLICATION_NAME {
+        wanted.eq_ignore_ascii_case(has)
+    } else {
+        wanted == has
+    }
 }
 
 fn assignment(sql: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -173,13 +201,35 @@ mod tests {
         check(&[("application_name", "A")], &[("application_name", "a")], {
             Some("SET application_name='A';")
         });
-        check(&[("application_name", "it's")], &[], Some("SET application_name='it''s';"));
-        check(&[("application_name", r"a\b")], &[], Some(r"SET application_name=E'a\\b';"));
-        check(&[("search_path", "\"$user\", public")], &[], {
-            Some("SET search_path=\"$user\", public;")
+        let name = [("application_name", "")];
+        check(&[("application_name", "it's")], &name, Some("SET application_name='it''s';"));
+        check(&[("application_name", r"a\b")], &name, Some(r"SET application_name=E'a\\b';"));
+        check(&name, &[("application_name", "x")], Some("SET application_name='';"));
+        let path = [("search_path", "\"$user\", public")];
+        check(&path, &[("search_path", "x")], Some("SET search_path=\"$user\", public;"));
+        check(&[("search_path", "\"\"")], &path, Some("SET search_path='';"));
+        check(&[("search_path", "\"A\"")], &[("search_path", "\"a\"")], {
+            Some("SET search_path=\"A\";")
         });
-        check(&[("search_path", "\"\"")], &[], Some("SET search_path='';"));
+        check(&path, &[], None);
+        check(&[("DateStyle", "")], &[("DateStyle", "ISO, MDY")], None);
+        let long = "x".repeat(70_000);
+        let set = format!("SET application_name='{long}';");
+        check(&[("application_name", &long)], &name, Some(&set));
         check(&[], &[("TimeZone", "UTC")], None);
+    }
+
+    #[test]
+    fn the_spelling_of_the_server_is_adopted() {
+        let tracked = Tracked::new(&[]);
+        let mut client = params(&tracked, &[("TimeZone", "zulu"), ("DateStyle", "ISO")]);
+        let server = params(
+            &tracked,
+            &[("TimeZone", "Zulu"), ("DateStyle", "ISO"), ("application_name", "somebody else")],
+        );
+        assert_eq!(client.adopt(&server), [(2, b"zulu".as_slice().into())]);
+        assert_eq!(client.value(2), Some(&b"Zulu"[..]));
+        assert_eq!(client.value(APPLICATION_NAME), None);
     }
 
     #[test]

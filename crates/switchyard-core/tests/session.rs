@@ -1,7 +1,9 @@
 //! Any chunking of a client's stream gives the same bytes to its server and to itself.
 
 use proptest::prelude::*;
-use switchyard_core::client::session::{Flow, Hooking, Loyalty, Rules, Session, Stop, Tracking};
+use switchyard_core::client::session::{
+    Flow, Hooking, Loyalty, Misuse, Reprepare, Rules, Session, Simple, Stop, Tracking, Untracked,
+};
 use switchyard_core::params::{Params, Tracked};
 use switchyard_core::prepared::Registry;
 use switchyard_core::server::link::Link;
@@ -74,6 +76,11 @@ fn run(stream: &[u8], cuts: &[usize], tracking: Tracking) -> (Vec<u8>, Vec<u8>, 
         tracking,
         hooking: Hooking::Off,
         loyalty: Loyalty::Stays,
+        misuse: Misuse::Closes,
+        reprepare: Reprepare::Off,
+        simple: Simple::Allowed,
+        untracked: Untracked::Ignore,
+        tracked: &tracked,
         message_max: 1 << 20,
         registry: &registry,
         outstanding_max: 1000,

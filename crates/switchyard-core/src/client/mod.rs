@@ -5,3 +5,4 @@ pub mod lost;
 pub mod pipeline;
 pub mod session;
 pub mod startup;
+pub mod untracked;

@@ -70,6 +70,11 @@ impl Word {
     }
 }
 
+/// Words of a statement up to the first other character, comments and blanks skipped.
+pub fn words(sql: &[u8]) -> impl Iterator<Item = &[u8]> {
+    Words(sql)
+}
+
 /// Words of the first statement, comments and blanks skipped.
 struct Words<'a>(&'a [u8]);
 

@@ -5,6 +5,7 @@
 //! (what is owed), the statement names and the parameters, and keeps no counter of its own.
 //! Invariant: any chunking of a stream gives the same messages to the same servers.
 
+mod extended;
 mod message;
 mod terms;
 
@@ -13,14 +14,18 @@ use switchyard_wire::{build, frame, read};
 
 use crate::client::lost::{Lost, Owed};
 use crate::client::pipeline::Predicted;
+use crate::client::untracked::{self, Kept};
 use crate::params::{self, Params, Tracked};
 use crate::prepared::ClientStatements;
 use crate::server::link::{Link, LinkedClient};
-use crate::server::request::{HiddenQuery, NamedParse, Request, Turn};
+use crate::server::request::{HiddenQuery, Request, Turn};
 
 use message::{Message, is_request, question, refuse, unknown, whole};
 
-pub use terms::{Approval, Denial, Flow, Hooking, Loyalty, Refusal, Rules, Stop, Tracking};
+pub use terms::{
+    Approval, Counted, Denial, Flow, Hooking, Loyalty, Misuse, Refusal, Reprepare, Rules, Simple,
+    Stop, Tracking, Untracked,
+};
 
 /// A message of which only a part was passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,7 @@ pub struct Session {
     predicted: Predicted,
     denied: Denied,
     lost: Lost,
+    kept: Kept,
 }
 
 /// Whether a server's client is in a group of which a message was refused.
@@ -56,6 +62,9 @@ enum Denied {
 
 /// Longest names that are waited for, in bytes.
 const NAMES_MAX: usize = 256 * 1024;
+/// Bytes that may be put between a client's messages in one turn. One short Bind may need a long
+/// Parse in front of it.
+const INJECTED_MAX: usize = 256 * 1024;
 
 type Stopped = Result<usize, Stop>;
 
@@ -70,6 +79,7 @@ impl Session {
             predicted: Predicted::AsReported,
             denied: Denied::No,
             lost: Lost::default(),
+            kept: Kept::Nothing,
         }
     }
 
@@ -154,6 +164,7 @@ impl Session {
                     None => Err(refuse("broken Close packet", None)),
                 }
             }
+            frontend::QUERY if rules.simple == Simple::Refused => Err(no_query()),
             frontend::QUERY | frontend::PARSE if self.must_ask(rules) => Err(question(&m)?),
             frontend::QUERY | frontend::PARSE if self.is_denied() => {
                 whole(&m)?;
@@ -181,7 +192,8 @@ impl Session {
         flow: &mut Flow,
         rules: &Rules<'_>,
     ) -> Stopped {
-        if link.outstanding().len() >= rules.outstanding_max {
+        let unanswered = link.outstanding().len();
+        if unanswered >= rules.outstanding_max || flow.server.injected() > INJECTED_MAX {
             return Err(Stop::Full);
         }
         if m.head.tag != frontend::QUERY {
@@ -194,6 +206,15 @@ impl Session {
             self.denied = Denied::No;
         }
         match m.head.tag {
+            frontend::COPY_DATA => return Ok(self.pass(m, Destination::Server, flow)),
+            frontend::COPY_DONE | frontend::COPY_FAIL => {
+                link.sent_copy_end();
+                return Ok(self.pass(m, Destination::Server, flow));
+            }
+            _ => link.ends_drain(),
+        }
+        match m.head.tag {
+            frontend::QUERY if rules.simple == Simple::Refused => return Err(no_query()),
             frontend::QUERY | frontend::PARSE if self.must_ask(rules) => {
                 return Err(question(&m)?);
             }
@@ -202,11 +223,10 @@ impl Session {
             }
             frontend::QUERY => return self.query(link, m, flow, rules),
             frontend::TERMINATE => return Err(Stop::Terminate),
-            frontend::COPY_DONE | frontend::COPY_FAIL => link.sent_copy_end(),
-            frontend::COPY_DATA | frontend::FLUSH => {}
+            frontend::FLUSH => {}
             frontend::SYNC => link.sent_sync(),
             frontend::EXECUTE => link.sent(Request::Execute),
-            frontend::FUNCTION_CALL => link.sent(Request::Function),
+            frontend::FUNCTION_CALL => link.sent_call(),
             frontend::PARSE => return self.parse(link, m, flow, rules),
             frontend::BIND => return self.bind(link, m, flow, rules),
             frontend::DESCRIBE | frontend::CLOSE => {
@@ -264,6 +284,10 @@ impl Session {
         flow: &mut Flow,
         rules: &Rules<'_>,
     ) -> Stopped {
+        if rules.untracked.looks() {
+            let body = whole(&m)?;
+            self.look_for_set(&body[..body.len().saturating_sub(1)], flow, rules);
+        }
         let approval = self.approval.take();
         if rules.loyalty == Loyalty::Stays {
             match (whole(&m), approval.as_deref()) {
@@ -285,187 +309,15 @@ impl Session {
         Ok(self.pass(m, Destination::Server, flow))
     }
 
-    fn parse(
-        &mut self,
-        link: &mut Link,
-        m: Message<'_>,
-        flow: &mut Flow,
-        rules: &Rules<'_>,
-    ) -> Stopped {
-        if rules.loyalty == Loyalty::Stays {
-            match whole(&m).ok().and_then(read::parse) {
-                Some(parse) => self.lost.statement(parse.sql),
-                None => self.lost.unknown(),
+    /// Notes that a text sets a parameter that is not tracked.
+    #[inline]
+    fn look_for_set(&mut self, sql: &[u8], flow: &mut Flow, rules: &Rules<'_>) {
+        if rules.untracked.looks() && self.kept == Kept::Nothing {
+            flow.assigned = untracked::assigned(sql, rules.tracked);
+            if flow.assigned.is_some() {
+                self.kept = Kept::after(rules.untracked);
             }
         }
-        let unnamed = m.input.get(m.at + frame::HEADER) == Some(&0);
-        let untracked = unnamed || rules.tracking == Tracking::Off;
-        let approval = self.approval.take();
-        let unchanged = matches!(approval.as_deref(), None | Some(Approval::Unchanged));
-        if link.is_skipping() || (untracked && unchanged) {
-            if m.input.len() - m.at <= frame::HEADER {
-                self.approval = approval;
-                return Err(Stop::More);
-            }
-            link.sent(Request::Parse(None));
-            return Ok(self.pass(m, Destination::Server, flow));
-        }
-        let body = match whole(&m) {
-            Ok(body) => body,
-            Err(stop) => {
-                self.approval = approval;
-                return Err(stop);
-            }
-        };
-        let Some(parse) = read::parse(body) else {
-            return Err(refuse("broken Parse packet", None));
-        };
-        let sql = match approval.as_deref() {
-            Some(Approval::Text(text)) => text,
-            Some(Approval::Unchanged | Approval::Refused(_)) | None => parse.sql,
-        };
-        if approval.is_some() {
-            self.predicted = self.predicted.after(sql);
-        }
-        let Tracking::On(limit) = rules.tracking else {
-            flow.server.inject(m.input, |out| build::parse(out, parse.name, sql, parse.types));
-            link.sent(Request::Parse(None));
-            return Ok(m.head.len);
-        };
-        if unnamed {
-            flow.server.inject(m.input, |out| build::parse(out, b"", sql, parse.types));
-            link.sent(Request::Parse(None));
-            return Ok(m.head.len);
-        }
-        self.named_parse(link, read::Parse { sql, ..parse }, limit, m.input, flow, rules)?;
-        Ok(m.head.len)
-    }
-
-    fn named_parse(
-        &mut self,
-        link: &mut Link,
-        parse: read::Parse<'_>,
-        limit: usize,
-        input: &[u8],
-        flow: &mut Flow,
-        rules: &Rules<'_>,
-    ) -> Result<(), Stop> {
-        if self.statements.statement(parse.name).is_some() {
-            let name = String::from_utf8_lossy(parse.name);
-            let cause = format!("prepared statement '{name}' was already prepared");
-            return Err(refuse("prepared statement name is already in use", Some(cause)));
-        }
-        let statement = rules.registry.intern(parse.sql, parse.types);
-        self.statements.define(parse.name, statement.clone());
-        let name: Box<[u8]> = parse.name.into();
-        if link.has_statement(&statement) {
-            link.answer_locally(Request::LocalParse(name), &mut flow.client);
-            return Ok(());
-        }
-        flow.server.inject(input, |out| {
-            build::parse(out, statement.name(), statement.sql(), statement.types());
-        });
-        link.sent(Request::Parse(Some(Box::new(NamedParse {
-            name,
-            statement: statement.clone(),
-        }))));
-        add_statement(link, &statement, limit, input, flow);
-        Ok(())
-    }
-
-    fn bind(
-        &mut self,
-        link: &mut Link,
-        m: Message<'_>,
-        flow: &mut Flow,
-        rules: &Rules<'_>,
-    ) -> Stopped {
-        let Tracking::On(limit) = rules.tracking else {
-            self.lost.unknown();
-            link.sent(Request::Bind);
-            return Ok(self.pass(m, Destination::Server, flow));
-        };
-        let there = m.there();
-        let body = &m.input[m.at + frame::HEADER..m.at + there];
-        let Some((portal, name, rest)) = read::bind(body) else {
-            let hopeless = there == m.head.len || there > NAMES_MAX;
-            return Err(if hopeless { refuse("broken Bind packet", None) } else { Stop::More });
-        };
-        if name.is_empty() || link.is_skipping() {
-            link.sent(Request::Bind);
-            return Ok(self.pass(m, Destination::Server, flow));
-        }
-        let statement = self.require(link, name, limit, m.input, flow)?;
-        self.lost.statement(statement.sql());
-        link.sent(Request::Bind);
-        let len = m.head.len - 1 - name.len() + statement.name().len();
-        flow.server.inject(m.input, |out| {
-            out.push(frontend::BIND);
-            out.extend_from_slice(&(len as u32).to_be_bytes());
-            build::cstr(out, portal);
-            build::cstr(out, statement.name());
-        });
-        flow.server.forward(m.input, m.at + there - rest.len()..m.at + there);
-        self.partial = Partial { left: m.head.len - there, to: Destination::Server };
-        Ok(there)
-    }
-
-    fn describe_or_close(
-        &mut self,
-        link: &mut Link,
-        m: Message<'_>,
-        flow: &mut Flow,
-        rules: &Rules<'_>,
-    ) -> Stopped {
-        let closing = m.head.tag == frontend::CLOSE;
-        let request = if closing { Request::Close } else { Request::Describe };
-        let body = whole(&m)?;
-        let broken = if closing { "broken Close packet" } else { "broken Describe packet" };
-        let Some((kind, name)) = read::describe(body) else { return Err(refuse(broken, None)) };
-        let tracked = match rules.tracking {
-            Tracking::On(limit) if kind == b'S' && !name.is_empty() && !link.is_skipping() => limit,
-            Tracking::On(_) | Tracking::Off => {
-                link.sent(request);
-                return Ok(self.pass(m, Destination::Server, flow));
-            }
-        };
-        if closing {
-            self.statements.remove(name);
-            link.answer_locally(Request::LocalClose, &mut flow.client);
-            return Ok(m.head.len);
-        }
-        let statement = self.require(link, name, tracked, m.input, flow)?;
-        link.sent(Request::Describe);
-        flow.server.inject(m.input, |out| {
-            build::message(out, frontend::DESCRIBE, |out| {
-                out.push(b'S');
-                build::cstr(out, statement.name());
-            });
-        });
-        Ok(m.head.len)
-    }
-
-    /// The statement behind a name, prepared on the server first if that lacks it.
-    fn require(
-        &mut self,
-        link: &mut Link,
-        name: &[u8],
-        limit: usize,
-        input: &[u8],
-        flow: &mut Flow,
-    ) -> Result<std::sync::Arc<crate::prepared::Statement>, Stop> {
-        let Some(statement) = self.statements.statement(name).cloned() else {
-            let cause = format!("prepared statement '{}' not found", String::from_utf8_lossy(name));
-            return Err(refuse("prepared statement did not exist", Some(cause)));
-        };
-        if !link.has_statement(&statement) {
-            flow.server.inject(input, |out| {
-                build::parse(out, statement.name(), statement.sql(), statement.types());
-            });
-            link.sent(Request::HiddenParse(statement.clone()));
-            add_statement(link, &statement, limit, input, flow);
-        }
-        Ok(statement)
     }
 
     /// Notes a query in case its server is lost.
@@ -499,6 +351,17 @@ impl Session {
     /// The hooks have judged the message at the head of the stream.
     pub fn approve(&mut self, approval: Approval) {
         self.approval = Some(Box::new(approval));
+    }
+
+    /// What has to happen to the server for untracked parameters that this client has set.
+    #[inline]
+    pub fn kept(&self) -> Kept {
+        self.kept
+    }
+
+    /// The client has given its server back.
+    pub fn part(&mut self) {
+        self.kept = Kept::Nothing;
     }
 
     /// Everything sent was answered: the server's word counts again.
@@ -544,15 +407,6 @@ impl Session {
     }
 }
 
-fn add_statement(
-    link: &mut Link,
-    statement: &std::sync::Arc<crate::prepared::Statement>,
-    limit: usize,
-    input: &[u8],
-    flow: &mut Flow,
-) {
-    for evicted in link.add_statement(statement, limit) {
-        flow.server.inject(input, |out| build::close(out, b'S', evicted.name()));
-        link.sent(Request::HiddenClose(evicted));
-    }
+fn no_query() -> Stop {
+    refuse("PQexec disallowed", Some("client used \"Query\" packet type".into()))
 }

@@ -6,11 +6,9 @@
 //! Invariants: answers reach the asker in order; swallowed answers never leak; a server is free
 //! only with nothing outstanding and no half message under way.
 
+mod answers;
 mod parting;
-
-use parting::unregister;
-
-use std::sync::Arc;
+mod sent;
 
 use switchyard_wire::tag::backend;
 use switchyard_wire::{build, frame, read};
@@ -19,7 +17,7 @@ use crate::batch::Batch;
 use crate::client::lost;
 use crate::client::session::Loyalty;
 use crate::params::{Params, Tracked};
-use crate::prepared::{ClientStatements, ServerStatements, Statement};
+use crate::prepared::{ClientStatements, ServerStatements};
 use crate::server::request::{HiddenQuery, Outstanding, Request, Turn};
 
 /// Transaction status of ReadyForQuery.
@@ -55,13 +53,46 @@ enum Copy {
     Drain,
 }
 
-/// Whether the server listens to the extended protocol.
+/// Where the server is in a group of the extended protocol.
+///
+/// ```text
+/// Ended ──Parse, Bind, …──► Open ──error──► Skipping
+///   ▲                        │                 │
+///   └──────Sync, Query───────┴──────Sync───────┘
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Group {
-    /// Yes.
-    Running,
-    /// No: it skips up to the next Sync, which was not sent yet.
+    /// Everything that was sent ends with ReadyForQuery.
+    Ended,
+    /// A group was begun: unnamed statements and portals wait for what follows.
+    Open,
+    /// The server skips up to the next Sync, which was not sent yet.
     Skipping,
+}
+
+/// Whether it is known how many ReadyForQuery messages are to come.
+///
+/// A server ignores a Sync that it reads during a COPY, but not one that it reads after the COPY
+/// has failed. From outside nobody can tell which of the two has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Certainty {
+    /// It is.
+    Sure,
+    /// Syncs were sent during the COPY that goes on.
+    SyncsIgnored,
+    /// Such a COPY has failed: the server belongs to this client until it leaves.
+    Doubtful,
+}
+
+/// Who spoke last since the client was linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Talk {
+    /// Nobody: the server knows nothing of the client.
+    None,
+    /// The client.
+    Asked,
+    /// The server, with ReadyForQuery.
+    Answered,
 }
 
 /// A message of which only a part has come.
@@ -78,6 +109,13 @@ enum Show {
     No,
 }
 
+impl Show {
+    /// Shown only if both say so.
+    fn and(self, other: Show) -> Show {
+        if self == Show::Yes { other } else { Show::No }
+    }
+}
+
 /// A server connection that is logged in.
 #[derive(Debug)]
 pub struct Link {
@@ -85,6 +123,8 @@ pub struct Link {
     status: Status,
     copy: Copy,
     group: Group,
+    talk: Talk,
+    certainty: Certainty,
     partial: Partial,
     params: Params,
     statements: ServerStatements,
@@ -125,6 +165,17 @@ pub struct Received {
     pub unexpected: Option<u8>,
     /// The server broke the protocol; why.
     pub failure: Option<&'static str>,
+    /// What the client does not see but the log tells.
+    pub told: Vec<Told>,
+}
+
+/// Something for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// A query of the pooler's own failed: severity and text.
+    Failed(HiddenQuery, String, String),
+    /// A parameter of the client was given the server's spelling: position, and the old value.
+    Canonical(usize, Box<[u8]>),
 }
 
 /// Bytes of an error or notice that are waited for before it is looked at.
@@ -139,7 +190,9 @@ impl Link {
             outstanding: Outstanding::default(),
             status: Status::Idle,
             copy: Copy::Off,
-            group: Group::Running,
+            group: Group::Ended,
+            talk: Talk::None,
+            certainty: Certainty::Sure,
             partial: Partial { left: 0, show: Show::No },
             params,
             statements: ServerStatements::default(),
@@ -158,6 +211,7 @@ impl Link {
     ) -> Received {
         let mut received = Received::default();
         let mut at = self.continue_partial(input, out);
+        self.settle(|answer| out.inject(input, |bytes| bytes.extend_from_slice(answer)));
         while self.partial.left == 0 {
             if client.is_some() && !self.front_is_hidden() {
                 let end = frame::skip(input, at, [backend::DATA_ROW, backend::COPY_DATA]);
@@ -222,25 +276,18 @@ impl Link {
                     self.words = Some(lost::softened(body));
                     return Show::No;
                 }
-                self.error(client.as_deref_mut(), received);
+                if self.misuse_fails(signal) {
+                    show = Show::No;
+                }
+                self.error(body, client.as_deref_mut(), received);
                 note_unexpected(self, client.is_some(), tag, received);
             }
             backend::COMMAND_COMPLETE => self.command_complete(body, client),
-            backend::PARSE_COMPLETE => {
-                if let Some(Request::HiddenParse(_)) = self.outstanding.front() {
-                    show = Show::No;
-                }
-                self.pop_if(|r| matches!(r, Request::Parse(_) | Request::HiddenParse(_)));
-            }
-            backend::CLOSE_COMPLETE => {
-                if let Some(Request::HiddenClose(_)) = self.outstanding.front() {
-                    show = Show::No;
-                }
-                self.pop_if(|r| matches!(r, Request::Close | Request::HiddenClose(_)));
-            }
-            backend::BIND_COMPLETE => self.pop_if(|r| matches!(r, Request::Bind)),
+            backend::PARSE_COMPLETE => show = show.and(self.parse_complete()),
+            backend::CLOSE_COMPLETE => show = show.and(self.close_complete()),
+            backend::BIND_COMPLETE => self.pop_if(|r| matches!(r, Request::Bind(_))),
             backend::NO_DATA | backend::ROW_DESCRIPTION => {
-                self.pop_if(|r| matches!(r, Request::Describe));
+                self.pop_if(|r| matches!(r, Request::Describe(_)));
             }
             backend::EMPTY_QUERY | backend::PORTAL_SUSPENDED => {
                 self.pop_if(|r| matches!(r, Request::Execute));
@@ -262,118 +309,29 @@ impl Link {
         show
     }
 
-    fn ready(
-        &mut self,
-        body: &[u8],
-        client: Option<&mut LinkedClient<'_>>,
-        received: &mut Received,
-    ) {
-        self.status = match body.first() {
-            Some(b'I') => Status::Idle,
-            Some(b'T') => Status::Block,
-            Some(b'E') => Status::Failed,
-            _ => {
-                received.failure = Some("unknown pkt");
-                return;
-            }
-        };
-        let statements = &mut self.statements;
-        let mut client = client;
-        let done = self.outstanding.pop_ready(|request| {
-            unregister(statements, client.as_deref_mut().map(|c| &mut *c.statements), request);
-        });
-        match done {
-            Some(Request::Hidden(query)) => {
-                received.hidden = Some(query);
-                if let (HiddenQuery::Parameters, Some(client)) = (query, client) {
-                    // Whatever spelling the server settled on is what the client has.
-                    *client.params = self.params.clone();
-                }
-            }
-            Some(_) => received.ready += 1,
-            None => {}
-        }
-    }
-
-    fn parameter(
-        &mut self,
-        body: &[u8],
-        tracked: &Tracked,
-        client: Option<&mut LinkedClient<'_>>,
-        received: &mut Received,
-    ) {
-        let Some((name, value)) = read::parameter_status(body) else {
-            received.failure = Some("broken ParameterStatus packet");
-            return;
-        };
-        let Some(index) = tracked.index(name) else { return };
-        self.params.set(index, value);
-        if let (Some(client), false) = (client, self.front_is_hidden()) {
-            client.params.set(index, value);
-        }
-    }
-
-    fn error(&mut self, client: Option<&mut LinkedClient<'_>>, received: &mut Received) {
-        if self.copy == Copy::In {
-            let simple = matches!(self.outstanding.front(), Some(Request::Query));
-            self.copy = if simple { Copy::Drain } else { Copy::Off };
-        }
-        match self.outstanding.front() {
-            Some(Request::Hidden(HiddenQuery::Parameters)) => {
-                received.failure = Some("invalid server parameter");
-            }
-            Some(Request::Hidden(HiddenQuery::Begin)) => {
-                received.failure = Some("transaction could not be begun again");
-            }
-            Some(Request::Query | Request::Function | Request::Sync | Request::Hidden(_)) => {}
-            Some(_) => {
-                let statements = &mut self.statements;
-                let mut names = client.map(|client| &mut *client.statements);
-                let found = self
-                    .outstanding
-                    .fail_group(|request| unregister(statements, names.as_deref_mut(), request));
-                self.group = if found { Group::Running } else { Group::Skipping };
-            }
-            None => {}
-        }
-    }
-
-    fn command_complete(&mut self, body: &[u8], client: Option<&mut LinkedClient<'_>>) {
-        if self.copy != Copy::Drain {
-            self.copy = Copy::Off;
-        }
-        if matches!(body.first(), Some(b'D'))
-            && (body.starts_with(b"DISCARD ALL\0") || body.starts_with(b"DEALLOCATE ALL\0"))
-        {
-            self.statements.clear();
-            if let (Some(client), false) = (client, self.front_is_hidden()) {
-                client.statements.clear();
-            }
-        }
-        self.pop_if(|request| matches!(request, Request::Execute));
-    }
-
-    fn copy_in(&mut self) {
-        let ended = match self.outstanding.front() {
-            Some(Request::Execute) => self.outstanding.start_copy(),
-            _ => false,
-        };
-        self.copy = if ended { Copy::Off } else { Copy::In };
-    }
-
     fn pop_if(&mut self, answered: impl Fn(&Request) -> bool) {
         if self.outstanding.front().is_some_and(answered) {
             self.outstanding.pop();
         }
     }
 
-    /// Makes up the answers whose turn has come; each is given to `answer` whole.
-    fn settle(&mut self, mut answer: impl FnMut(&[u8])) {
+    /// Makes up the answers whose turn has come; they are given to `answer` whole. Nothing may be
+    /// put into the middle of a message.
+    #[inline]
+    fn settle(&mut self, answer: impl FnOnce(&[u8])) {
+        if self.partial.left == 0 && self.outstanding.front().is_some_and(Request::is_made_up) {
+            self.make_up(answer);
+        }
+    }
+
+    fn make_up(&mut self, answer: impl FnOnce(&[u8])) {
         let mut bytes = Vec::new();
         loop {
             match self.outstanding.front() {
                 Some(Request::LocalParse(_)) => build::empty(&mut bytes, backend::PARSE_COMPLETE),
-                Some(Request::LocalClose) => build::empty(&mut bytes, backend::CLOSE_COMPLETE),
+                Some(Request::LocalClose(_)) => {
+                    build::empty(&mut bytes, backend::CLOSE_COMPLETE);
+                }
                 Some(Request::Refused(error, turn)) => {
                     bytes.extend_from_slice(error);
                     if *turn == Turn::Ended {
@@ -396,68 +354,6 @@ impl Link {
     }
 }
 
-/// What the client sent, as far as answers are concerned.
-impl Link {
-    /// A request was put on its way. Skipped ones are not expected to be answered.
-    #[inline]
-    pub fn sent(&mut self, request: Request) {
-        if self.group == Group::Running {
-            self.outstanding.push(request);
-        }
-    }
-
-    /// A Sync was put on its way.
-    pub fn sent_sync(&mut self) {
-        if self.copy == Copy::In {
-            return;
-        }
-        self.group = Group::Running;
-        self.outstanding.push(Request::Sync);
-    }
-
-    /// A simple query was put on its way; it also ends a COPY that failed early.
-    #[inline]
-    pub fn sent_query(&mut self) {
-        self.copy = Copy::Off;
-        self.sent(Request::Query);
-    }
-
-    /// CopyDone or CopyFail was put on its way.
-    pub fn sent_copy_end(&mut self) {
-        let extended = self.outstanding.iter().any(|r| matches!(r, Request::Execute));
-        if self.copy == Copy::Off && extended {
-            self.sent(Request::CopyEnd);
-        }
-        self.copy = Copy::Off;
-    }
-
-    /// A request that the pooler answers itself, in its place in the order of answers. What can
-    /// be answered at once is appended to `out`.
-    pub fn answer_locally(&mut self, request: Request, out: &mut Vec<u8>) {
-        self.sent(request);
-        self.settle(|answer| out.extend_from_slice(answer));
-    }
-
-    /// A message is refused with this ErrorResponse.
-    pub fn refuse(&mut self, error: Vec<u8>, turn: Turn, out: &mut Vec<u8>) {
-        self.answer_locally(Request::Refused(error.into(), turn), out);
-    }
-
-    /// Registers a statement that is being prepared; answers those to close in exchange.
-    pub fn add_statement(
-        &mut self,
-        statement: &Arc<Statement>,
-        limit: usize,
-    ) -> Vec<Arc<Statement>> {
-        self.statements.add(Arc::clone(statement), limit)
-    }
-
-    /// Whether the server has a statement; marks it as used.
-    pub fn has_statement(&mut self, statement: &Statement) -> bool {
-        self.statements.touch(statement)
-    }
-}
-
 /// Questions.
 impl Link {
     /// Nothing outstanding, nothing half forwarded, no COPY, and the server listens.
@@ -466,20 +362,37 @@ impl Link {
         self.outstanding.is_empty()
             && self.partial.left == 0
             && self.copy == Copy::Off
-            && self.group == Group::Running
+            && self.group == Group::Ended
     }
 
     /// Whether what was sent ends with the end of a group: no part of one is at the server.
     pub fn ends_with_group(&self) -> bool {
         let last = self.outstanding.last();
         let ended = last.is_none_or(Request::ends_group);
-        ended && self.group == Group::Running && self.copy == Copy::Off
+        ended && self.group == Group::Ended && self.copy == Copy::Off
     }
 
     /// Quiet and outside a transaction block: may serve anybody.
     #[inline]
     pub fn is_free(&self) -> bool {
-        self.is_quiet() && self.status == Status::Idle
+        self.is_quiet() && self.status == Status::Idle && self.certainty == Certainty::Sure
+    }
+
+    /// Nothing of the client's reached the server: it may serve anybody once it has answered what
+    /// the pooler asked on its own account.
+    pub fn is_untouched(&self) -> bool {
+        self.talk == Talk::None
+            && self.status == Status::Idle
+            && self.partial.left == 0
+            && self.copy == Copy::Off
+            && self.certainty == Certainty::Sure
+            && self.outstanding.iter().all(|r| r.is_hidden_query() || r.is_local())
+    }
+
+    /// Whether ReadyForQuery was the last word, although more is owed: the client has sent several
+    /// groups at once.
+    pub fn is_between_groups(&self) -> bool {
+        self.talk == Talk::Answered && self.status == Status::Idle && !self.outstanding.is_empty()
     }
 
     /// Status of the last ReadyForQuery.
@@ -491,6 +404,11 @@ impl Link {
     /// Whether the server skips messages up to a Sync that was not sent yet.
     pub fn is_skipping(&self) -> bool {
         self.group == Group::Skipping
+    }
+
+    /// Whether the next messages fail whatever they are, because the block has failed.
+    pub fn is_failed(&self) -> bool {
+        self.status == Status::Failed
     }
 
     /// Whether data of a COPY is expected from the client.
@@ -528,6 +446,11 @@ impl Link {
         self.statements.len()
     }
 
+    /// Number of statements that it may have besides.
+    pub fn unsure_statements(&self) -> usize {
+        self.statements.closing()
+    }
+
     /// Panics if an invariant is broken.
     pub fn check(&self) {
         if self.group == Group::Skipping {
@@ -538,7 +461,7 @@ impl Link {
         }
         let front = self.outstanding.front();
         assert!(
-            !matches!(front, Some(Request::LocalParse(_) | Request::LocalClose)),
+            self.partial.left > 0 || !front.is_some_and(Request::is_made_up),
             "made-up answers are given as soon as it is their turn"
         );
     }

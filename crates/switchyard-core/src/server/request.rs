@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::prepared::Statement;
+use crate::prepared::{
+    Change, ClientStatements, Closing, ServerStatements, Statement, StatementId, Was,
+};
 
 /// One request that will be answered, or an answer that the pooler makes up in its place.
 #[derive(Debug)]
@@ -18,23 +20,26 @@ pub enum Request {
     /// End of a group.
     Sync,
     /// A client's Parse that was sent. `named` is set for tracked names.
-    Parse(Option<Box<NamedParse>>),
+    Parse(Option<Box<(NamedParse, Change)>>),
     /// A Parse the client knows nothing of; its answer is swallowed.
-    HiddenParse(Arc<Statement>),
-    /// A Bind.
-    Bind,
-    /// A Describe.
-    Describe,
+    HiddenParse(Arc<Statement>, Change),
+    /// A Bind of this statement, if it is a tracked one.
+    Bind(Option<StatementId>),
+    /// A Describe of this statement, if it is a tracked one.
+    Describe(Option<StatementId>),
     /// An Execute.
     Execute,
     /// A Close.
     Close,
-    /// A Close of an evicted statement; its answer is swallowed.
-    HiddenClose(Arc<Statement>),
+    /// A Close of a statement that the server has or may have; its answer is swallowed.
+    HiddenClose(Box<Closing>),
     /// The pooler answers a Parse of this name itself: the server has the statement.
-    LocalParse(Box<[u8]>),
-    /// The pooler answers a Close itself.
-    LocalClose,
+    LocalParse(Box<NamedParse>),
+    /// The pooler answers a Close itself; the name that it has taken away, if there was one.
+    LocalClose(Option<Box<NamedParse>>),
+    /// A message that fails on any server, in place of one that misused a name: the client is told
+    /// this ErrorResponse instead of the server's.
+    Misuse(Box<[u8]>),
     /// The pooler refuses a message: this ErrorResponse, and ReadyForQuery if the turn ends.
     Refused(Box<[u8]>, Turn),
     /// The client ended a COPY that it had not been asked for when this was sent.
@@ -67,6 +72,8 @@ pub enum HiddenQuery {
     Instead,
     /// The BEGIN of a client whose server was lost before anything else was sent.
     Begin,
+    /// What takes back the untracked parameters that a client has set.
+    Forget,
 }
 
 /// Whether an answer ends with ReadyForQuery.
@@ -79,6 +86,36 @@ pub enum Turn {
 }
 
 impl Request {
+    /// Whether this belongs to a group that has to be ended by a Sync.
+    #[inline]
+    pub fn is_grouped(&self) -> bool {
+        matches!(
+            self,
+            Request::Parse(_)
+                | Request::HiddenParse(..)
+                | Request::Bind(_)
+                | Request::Describe(_)
+                | Request::Execute
+                | Request::Close
+                | Request::HiddenClose(_)
+                | Request::LocalParse(_)
+                | Request::LocalClose(_)
+                | Request::Misuse(_)
+        )
+    }
+
+    /// Whether the pooler answers this without the server.
+    #[inline]
+    pub fn is_local(&self) -> bool {
+        matches!(self, Request::LocalParse(_) | Request::LocalClose(_) | Request::Refused(..))
+    }
+
+    /// Whether the server says nothing to this.
+    #[inline]
+    pub fn is_made_up(&self) -> bool {
+        self.is_local() || matches!(self, Request::CopyEnd)
+    }
+
     /// Whether the client may send anything next without being in the middle of a group.
     pub fn ends_group(&self) -> bool {
         self.ends_with_ready() || matches!(self, Request::Refused(_, Turn::Ended))
@@ -143,8 +180,8 @@ impl Outstanding {
     }
 
     /// ReadyForQuery came: ends the first request that it can end. Requests before it were
-    /// skipped by the server and are returned through `skipped`.
-    pub fn pop_ready(&mut self, mut skipped: impl FnMut(Request)) -> Option<Request> {
+    /// skipped by the server and are added to `skipped`.
+    pub fn pop_ready(&mut self, skipped: &mut Vec<Request>) -> Option<Request> {
         while let Some(request) = self.queue.pop_front() {
             if request.ends_with_ready() {
                 if self.queue.is_empty() && self.queue.capacity() > QUEUE_KEPT {
@@ -152,35 +189,165 @@ impl Outstanding {
                 }
                 return Some(request);
             }
-            skipped(request);
+            skipped.push(request);
         }
         None
     }
 
     /// Drops what the server skips after an error: everything before the next Sync.
     /// Answers whether that Sync is among the requests.
-    pub fn fail_group(&mut self, mut dropped: impl FnMut(Request)) -> bool {
+    pub fn fail_group(&mut self, dropped: &mut Vec<Request>) -> bool {
         loop {
             match self.queue.front() {
                 Some(Request::Sync) => return true,
-                Some(_) => self.queue.pop_front().map_or((), &mut dropped),
+                Some(_) => dropped.extend(self.queue.pop_front()),
                 None => return false,
             }
         }
     }
 
+    /// Drops answers of the pooler's own to a client that is gone.
+    pub fn drop_local(&mut self) {
+        self.queue.retain(|request| !request.is_local());
+    }
+
+    /// Puts an answer of the pooler's own in front of everything else.
+    pub fn put_first(&mut self, request: Request) {
+        self.queue.push_front(request);
+    }
+
     /// The first request turned out to start a COPY from the client: the server ignores Syncs
-    /// that were sent before the end of the data. Answers whether that end was sent already.
-    pub fn start_copy(&mut self) -> bool {
+    /// that were sent before the end of the data.
+    pub fn start_copy(&mut self) -> StartedCopy {
         let end = self.queue.iter().position(|request| matches!(request, Request::CopyEnd));
-        let until = end.unwrap_or(self.queue.len());
-        let mut index = 0;
+        let until = end.map_or(self.queue.len(), |end| end + 1);
+        let (mut index, mut ignored) = (0, 0);
         self.queue.retain(|request| {
-            let ignored = index < until && matches!(request, Request::Sync);
+            let inside = index < until;
             index += 1;
-            !ignored
+            match request {
+                Request::Sync if inside => {
+                    ignored += 1;
+                    false
+                }
+                Request::CopyEnd if inside => false,
+                _ => true,
+            }
         });
-        end.is_some()
+        let data = if end.is_some() { CopyData::Sent } else { CopyData::Coming };
+        StartedCopy { data, ignored }
+    }
+}
+
+/// What had been sent already when a COPY from the client started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartedCopy {
+    /// Its data.
+    pub data: CopyData,
+    /// Number of Syncs before it.
+    pub ignored: usize,
+}
+
+/// The data of a COPY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyData {
+    /// Its end was not sent yet.
+    Coming,
+    /// All of it was sent.
+    Sent,
+}
+
+/// Takes back what requests have changed that the server skipped, the last one first.
+pub fn undo(
+    skipped: Vec<Request>,
+    statements: &mut ServerStatements,
+    names: &mut Option<&mut ClientStatements>,
+) {
+    for request in skipped.into_iter().rev() {
+        match request {
+            Request::Parse(Some(parse)) => {
+                statements.remove(&parse.0.statement);
+                if let Some(names) = names {
+                    names.remove(&parse.0.name);
+                }
+            }
+            Request::HiddenParse(statement, _) => statements.remove(&statement),
+            Request::LocalParse(parse) => {
+                if let Some(names) = names {
+                    names.remove(&parse.name);
+                }
+            }
+            Request::LocalClose(Some(parse)) => {
+                if let Some(names) = names {
+                    names.define(&parse.name, parse.statement);
+                }
+            }
+            Request::HiddenClose(closing) => match closing.was {
+                Was::Present => statements.put_back(closing.statement),
+                Was::Unknown => statements.doubt(closing.statement),
+            },
+            Request::Refused(..)
+            | Request::Misuse(_)
+            | Request::Query
+            | Request::Function
+            | Request::Sync
+            | Request::Parse(None)
+            | Request::Bind(_)
+            | Request::Describe(_)
+            | Request::Execute
+            | Request::Close
+            | Request::LocalClose(None)
+            | Request::CopyEnd
+            | Request::Hidden(_) => {}
+        }
+    }
+}
+
+/// Statements were taken back or forgotten: what was sent later and is not answered yet stands.
+pub fn redo(
+    outstanding: &Outstanding,
+    statements: &mut ServerStatements,
+    names: &mut Option<&mut ClientStatements>,
+) {
+    for request in outstanding.iter() {
+        match request {
+            Request::Parse(Some(parse)) => {
+                let (named, parse) = &**parse;
+                statements.awaits(Arc::clone(&named.statement), *parse);
+                if let Some(names) = names {
+                    names.define(&named.name, Arc::clone(&named.statement));
+                }
+            }
+            Request::HiddenParse(statement, parse) => {
+                statements.awaits(Arc::clone(statement), *parse);
+            }
+            Request::LocalParse(parse) => {
+                if let Some(names) = names {
+                    names.define(&parse.name, Arc::clone(&parse.statement));
+                }
+            }
+            Request::LocalClose(Some(parse)) => {
+                if let Some(names) = names {
+                    names.remove(&parse.name);
+                }
+            }
+            Request::HiddenClose(closing) => {
+                statements.closes(Arc::clone(&closing.statement), closing.change);
+            }
+            Request::Refused(..)
+            | Request::Misuse(_)
+            | Request::Query
+            | Request::Function
+            | Request::Sync
+            | Request::Parse(None)
+            | Request::Bind(_)
+            | Request::Describe(_)
+            | Request::Execute
+            | Request::Close
+            | Request::LocalClose(None)
+            | Request::CopyEnd
+            | Request::Hidden(_) => {}
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use switchyard_config::PoolMode;
+use switchyard_core::client::untracked::{FORGET, Kept};
 use switchyard_core::ids::Ticket;
 use switchyard_core::pool::{Checkin, Checkout, Want};
+use switchyard_core::server::link::Status;
 use switchyard_core::server::request::{HiddenQuery, Request};
 use switchyard_io::Key;
 use switchyard_io::poller::Watch;
@@ -134,7 +136,7 @@ impl Worker {
         server.set_use(Use::Linked(key));
         let Stage::Session(session, _) = &mut client.stage else { return };
         let ServerStage::Ready(link, _) = &mut server.stage else { return };
-        link.set_loyalty(server.pool.loyalty());
+        link.begin(server.pool.loyalty());
         let set = session.link(link, &self.snapshot.tracked, &mut self.flow);
         if let Some(sql) = set.filter(|_| self.shared.log.enabled(Level::Debug)) {
             let text = String::from_utf8_lossy(&sql);
@@ -152,8 +154,11 @@ impl Worker {
         let free = link.is_free() && server.output.is_empty();
         match *usage {
             Use::Linked(client) => {
-                let moving = self.clients.get(client).is_some_and(|c| c.moving.is_some());
-                if free && (moving || server.pool.mode() != PoolMode::Session) {
+                let session = server.pool.mode() == PoolMode::Session;
+                let stays = self.clients.get(client).is_some_and(|client| {
+                    client.moving.is_none() && (session || client.is_pinned())
+                });
+                if free && !stays {
                     self.unlink(key, client);
                 }
             }
@@ -166,12 +171,15 @@ impl Worker {
 
     /// Separates a client from its free server and releases that.
     pub(super) fn unlink(&mut self, slot: Key, key: Key) {
+        let mut kept = Kept::Nothing;
         if let Some(client) = self.clients.get_mut(key) {
             if let Stage::Session(session, activity) = &mut client.stage {
                 if session.is_inside_message() {
                     return;
                 }
                 *activity = Activity::Idle;
+                kept = session.kept();
+                session.part();
             }
             if let Some(place) = client.moving.take() {
                 client.place = Some(place);
@@ -180,7 +188,22 @@ impl Worker {
                 self.todo.push_back(Todo::Client(key));
             }
         }
+        self.end_query(key, Status::Idle);
+        if let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) {
+            server.kept = kept;
+        }
         self.release(slot);
+    }
+
+    /// A server whose client has left before anything of it was sent: it may be used again as soon
+    /// as it has answered what we asked on our own account.
+    pub(super) fn release_untouched(&mut self, slot: Key) {
+        let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
+            return;
+        };
+        server.set_use(Use::Testing);
+        server.asked = self.now;
+        self.give_back(slot);
     }
 
     /// A free server without a client: reset if its mode asks for it, then back to the pool.
@@ -192,12 +215,17 @@ impl Worker {
             return server.set_use(Use::BeingCanceled);
         }
         let settings = &self.snapshot.config.settings;
-        let reset = server.pool.mode() == PoolMode::Session || settings.server_reset_query_always;
+        let kept = std::mem::replace(&mut server.kept, Kept::Nothing);
+        let session = server.pool.mode() == PoolMode::Session || kept == Kept::Pinned;
+        let reset = session || settings.server_reset_query_always;
         if reset && !settings.server_reset_query.is_empty() {
             let sql = settings.server_reset_query.clone();
             return self.test(slot, HiddenQuery::Reset, sql.as_bytes());
         }
-        self.checkin(slot);
+        match kept {
+            Kept::Nothing | Kept::Told => self.checkin(slot),
+            Kept::Pinned | Kept::ToForget => self.test(slot, HiddenQuery::Forget, FORGET),
+        }
     }
 
     /// Runs a query of our own on a server; `give_back` follows when it is answered.
@@ -219,6 +247,7 @@ impl Worker {
                 | HiddenQuery::Parameters
                 | HiddenQuery::Connect
                 | HiddenQuery::Begin
+                | HiddenQuery::Forget
                 | HiddenQuery::Instead => "reset query failed",
             };
             self.server_failed(slot, reason);

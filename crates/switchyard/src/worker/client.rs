@@ -8,6 +8,7 @@ use switchyard_auth::scram::Keys;
 use switchyard_core::client::login::Login;
 use switchyard_core::client::session::Session;
 use switchyard_core::client::startup::StartupRequest;
+use switchyard_core::client::untracked::Kept;
 use switchyard_core::pool::Want;
 use switchyard_io::{Key, Peer, Stream};
 
@@ -184,6 +185,11 @@ impl Client {
             Stage::Session(_, Activity::Linked(server)) => Some(*server),
             _ => None,
         }
+    }
+
+    /// Whether it keeps its server for what it has set there.
+    pub fn is_pinned(&self) -> bool {
+        matches!(&self.stage, Stage::Session(session, _) if session.kept() == Kept::Pinned)
     }
 
     /// Changes what it is doing in its session.

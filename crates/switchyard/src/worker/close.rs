@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use switchyard_core::client::session::Loyalty;
+use switchyard_core::client::untracked::Kept;
 use switchyard_core::pool::{OpenFailure, OpenFailureKind, Want};
-use switchyard_core::server::link::Status;
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::view::{NodeId, Role};
 use switchyard_io::poller::Watch;
@@ -145,24 +145,29 @@ impl Worker {
 
     /// A client leaves the server it was linked to.
     fn abandon(&mut self, slot: Key, client: Key) {
-        let inside = match self.clients.get(client).map(|client| &client.stage) {
-            Some(Stage::Session(session, _)) => session.is_inside_message(),
-            _ => false,
+        let (inside, kept) = match self.clients.get(client).map(|client| &client.stage) {
+            Some(Stage::Session(session, _)) => (session.is_inside_message(), session.kept()),
+            _ => (false, Kept::Nothing),
         };
         let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
             return;
         };
-        let ServerStage::Ready(link, _) = &server.stage else { return };
+        let ServerStage::Ready(link, _) = &mut server.stage else { return };
         if inside || !server.output.is_empty() {
             let reason = "client disconnect before everything was sent to the server";
             return self.close_server(slot, reason);
         }
         if link.is_free() {
+            server.kept = kept;
             server.set_use(Use::Idle);
             return self.release(slot);
         }
-        let reason = if link.status() == Status::Idle && !link.outstanding().is_empty() {
-            "client disconnected with query in progress"
+        if link.is_untouched() {
+            link.forget_client();
+            return self.release_untouched(slot);
+        }
+        let reason = if link.is_between_groups() {
+            "client disconnected with queries in progress"
         } else {
             "client disconnect while server was not ready"
         };
@@ -203,12 +208,19 @@ impl Worker {
         pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
     }
 
-    /// A server connection failed, or the server broke the protocol.
+    /// A server connection failed.
     pub(super) fn server_failed(&mut self, slot: Key, reason: &str) {
         let Some(place) = self.servers.get(slot) else { return };
         let Some(server) = place.here.as_ref() else { return };
-        let client = server.client();
         self.shared.suspect(&place.pool, server.lane, SignalKind::Disconnected);
+        self.server_broke(slot, reason);
+    }
+
+    /// A server cannot be used any more, which says nothing about its node.
+    pub(super) fn server_broke(&mut self, slot: Key, reason: &str) {
+        let Some(place) = self.servers.get(slot) else { return };
+        let Some(server) = place.here.as_ref() else { return };
+        let client = server.client();
         if matches!(
             server.stage,
             ServerStage::Connecting(_) | ServerStage::Securing(_) | ServerStage::Login(_)
@@ -245,7 +257,7 @@ impl Worker {
         }
         let Some(client) = self.clients.get_mut(key) else { return };
         client.set_activity(Activity::Idle);
-        client.query_since = None;
+        (client.query_since, client.xact_since) = (None, None);
         if let Some(place) = client.moving.take() {
             client.place = Some(place);
         }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use switchyard_core::client::untracked::Kept;
 use switchyard_core::ids::{LaneId, ServerId};
 use switchyard_core::params::Params;
 use switchyard_core::pool::{OpenFailure, OpenFailureKind, Want};
@@ -157,6 +158,7 @@ impl Worker {
             heard: self.now,
             local: None,
             cancels: 0,
+            kept: Kept::Nothing,
         });
         let token = Source::Server(slot).token();
         // Failure shows as a connection that never becomes writable: the timeout ends it.

@@ -25,6 +25,7 @@ mod relay;
 pub mod routes;
 mod secure;
 pub mod server;
+mod session;
 mod timers;
 
 use std::collections::VecDeque;

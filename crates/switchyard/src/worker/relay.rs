@@ -3,20 +3,15 @@
 //! The machines say what may pass; this file reads, sends once per batch, keeps rests, and stops
 //! a reader whose peer is full.
 
-use switchyard_core::client::session::{Hooking, Rules, Stop, Tracking};
-use switchyard_core::server::link::{Received, Status};
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Ready, Recv};
 
-use switchyard_config::PoolMode;
-
 use crate::pools::Stats;
-use crate::worker::checkout::Outcome;
 use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::close::Farewell;
-use crate::worker::hooking::{Asked, Asking};
-use crate::worker::server::{Stage as ServerStage, Unread};
+use crate::worker::hooking::Asking;
+use crate::worker::server::{Server, Stage as ServerStage, Unread, Use};
 use crate::worker::{Slot, Source, Todo, Worker};
 
 /// Reads of one connection in a turn, so that a busy one does not starve the others.
@@ -24,7 +19,7 @@ const READS_PER_TURN: usize = 8;
 /// Room for reading behind bytes that wait for the rest of their message.
 const READ_MORE: usize = 64 * 1024;
 /// Requests of one client that may be unanswered.
-const OUTSTANDING_MAX: usize = 8192;
+pub(super) const OUTSTANDING_MAX: usize = 8192;
 /// Bytes that may wait for a client that does not read.
 const CLIENT_BACKLOG: usize = 64 * 1024;
 
@@ -55,7 +50,7 @@ impl Worker {
         }
     }
 
-    fn may_read(client: &Client, servers: &switchyard_io::Table<Slot>) -> bool {
+    pub(super) fn may_read(client: &Client, servers: &switchyard_io::Table<Slot>) -> bool {
         if client.output.len() > CLIENT_BACKLOG
             || matches!(client.asking, Asking::Asked(..))
             || client.moving.is_some()
@@ -169,90 +164,6 @@ impl Worker {
             Stage::Cancel | Stage::Leaving => data.len(),
             Stage::AwaitingWelcome(_) => 0,
         }
-    }
-
-    fn session_bytes(&mut self, key: Key, data: &[u8]) -> usize {
-        let mut used = 0;
-        loop {
-            let (count, stop) = self.advance(key, &data[used..]);
-            let sent = self.pass_to_server(key, &data[used..]);
-            used += count;
-            if !sent {
-                return data.len();
-            }
-            if let Some(routes) = self.clients.get_mut(key).and_then(|c| c.routes.as_mut())
-                && routes.later.is_some()
-            {
-                self.move_later(key);
-            }
-            match stop {
-                Stop::More | Stop::Full => return used,
-                Stop::NeedServer => match self.checkout(key) {
-                    Outcome::Linked => {}
-                    Outcome::Waiting => return used,
-                    Outcome::Gone => return data.len(),
-                },
-                Stop::Ask(text) => {
-                    let text = text.start - count..text.end - count;
-                    if self.ask_hooks(key, &data[used..], text) == Asked::Waiting {
-                        return used;
-                    }
-                }
-                Stop::Terminate => {
-                    self.close_client(key, "client close request", Farewell::Silent);
-                    return data.len();
-                }
-                Stop::Close(refusal) => {
-                    if let Some(cause) = &refusal.cause {
-                        self.log_client(key, crate::log::Level::Error, cause);
-                    }
-                    self.close_client(key, &refusal.reason, Farewell::fatal());
-                    return data.len();
-                }
-            }
-        }
-    }
-
-    /// Runs the session over `data`; output is collected in `flow`.
-    fn advance(&mut self, key: Key, data: &[u8]) -> (usize, Stop) {
-        let Some(client) = self.clients.get_mut(key) else { return (0, Stop::More) };
-        let Stage::Session(session, activity) = &mut client.stage else { return (0, Stop::More) };
-        let Some(place) = &client.place else { return (0, Stop::More) };
-        let prepared = place.pool.prepared_max();
-        let rules = Rules {
-            tracking: if prepared == 0 { Tracking::Off } else { Tracking::On(prepared) },
-            hooking: match client.asking {
-                Asking::Never => Hooking::Off,
-                _ if self.hooks.current().is_none() => Hooking::Off,
-                Asking::Unknown | Asking::No | Asking::Asked(..) => Hooking::On,
-            },
-            loyalty: place.pool.loyalty(),
-            message_max: self.snapshot.config.settings.max_packet_size as usize,
-            registry: &self.shared.registry,
-            outstanding_max: OUTSTANDING_MAX,
-        };
-        let link = match activity {
-            Activity::Linked(slot) => {
-                let slot = self.servers.get_mut(*slot).and_then(|slot| slot.here.as_mut());
-                slot.and_then(|server| server.link())
-            }
-            Activity::Idle | Activity::Waiting => None,
-        };
-        let linked = link.is_some();
-        let (count, stop) = session.advance(link, data, &mut self.flow, &rules);
-        if linked && count > 0 {
-            let stats = &place.pool.stats[usize::from(self.id.0)];
-            Stats::add(&stats.received, count as u64);
-            if client.query_since.is_none() {
-                client.query_since = Some(self.now);
-                Stats::add(&stats.queries, 1);
-            }
-            if client.xact_since.is_none() {
-                client.xact_since = Some(self.now);
-                Stats::add(&stats.xacts, 1);
-            }
-        }
-        (count, stop)
     }
 
     /// Sends what the session produced. Answers false if the client is gone.
@@ -440,21 +351,45 @@ impl Worker {
                 self.shared.suspect(&server.pool, server.lane, kind);
             }
         }
-        let odd = received.unexpected.map(|tag| (char::from(tag), server.prefix()));
+        let odd = received.unexpected.map(|tag| (tag, server.prefix()));
+        if !received.told.is_empty() {
+            self.tell(key, client_key, &received);
+        }
         if let Some(client) = client_key {
             self.note_progress(client, key, &received);
+            if self.servers.get(key).is_none() {
+                self.reply.clear();
+                return data.len();
+            }
             self.pass_to_client(client, data);
         }
         self.reply.clear();
         if let Some((tag, prefix)) = odd {
+            let tag = char::from(tag);
             let line = format!("{prefix} got packet '{tag}' from server when not linked");
             self.shared.log.write(crate::log::Level::Warning, &line);
+            if matches!(tag, 'E' | 'N') {
+                self.soil(key);
+                return data.len();
+            }
         }
         if let Some(reason) = received.failure {
-            self.server_failed(key, reason);
+            self.server_broke(key, reason);
             return data.len();
         }
         used
+    }
+
+    /// An idle server has complained: nobody may get it again. If it has hung up as well, that is
+    /// what the log tells.
+    fn soil(&mut self, key: Key) {
+        let server = self.servers.get(key).and_then(|slot| slot.here.as_ref());
+        let idle = |server: &Server| {
+            matches!(server.stage, ServerStage::Ready(_, Use::Idle)) && server.unread != Unread::End
+        };
+        if server.is_some_and(|server| idle(server)) {
+            self.close_server(key, "idle server got dirty");
+        }
     }
 
     fn pass_to_client(&mut self, key: Key, data: &[u8]) {
@@ -468,40 +403,14 @@ impl Worker {
             Stats::add(&stats.sent, bytes.len() as u64);
         }
         match client.output.send(&mut client.stream, bytes) {
-            Ok(()) if client.output.is_empty() => {}
+            // It may have had to wait for answers.
+            Ok(()) if client.output.is_empty() => {
+                if !client.input.is_empty() || client.unread != Unread::No {
+                    self.todo.push_back(Todo::Client(key));
+                }
+            }
             Ok(()) => self.watch_client(key, Watch::Both),
             Err(_) => self.close_client(key, "unexpected eof", Farewell::Silent),
-        }
-    }
-
-    /// Clocks and modes that depend on ReadyForQuery.
-    fn note_progress(&mut self, client_key: Key, key: Key, received: &Received) {
-        if received.ready == 0 {
-            return;
-        }
-        let Some(client) = self.clients.get_mut(client_key) else { return };
-        let Some(server) = self.servers.get_mut(key).and_then(|slot| slot.here.as_mut()) else {
-            return;
-        };
-        let ServerStage::Ready(link, _) = &server.stage else { return };
-        if !link.is_quiet() {
-            return;
-        }
-        let status = link.status();
-        if let Stage::Session(session, _) = &mut client.stage {
-            session.settled();
-        }
-        let Some(place) = &client.place else { return };
-        let stats = &place.pool.stats[usize::from(self.id.0)];
-        let since = |at: Option<std::time::Instant>| {
-            at.map_or(0, |at| self.now.saturating_duration_since(at).as_micros() as u64)
-        };
-        Stats::add(&stats.query_time, since(client.query_since.take()));
-        if status == Status::Idle {
-            Stats::add(&stats.xact_time, since(client.xact_since.take()));
-        } else if place.pool.mode() == PoolMode::Statement {
-            let text = "transaction blocks not allowed in statement pooling mode";
-            self.server_failed(key, text);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use switchyard_core::client::untracked::Kept;
 use switchyard_core::ids::{LaneId, ServerId, WorkerId};
 use switchyard_core::pool::Want;
 use switchyard_core::server::link::Link;
@@ -93,6 +94,8 @@ pub struct Server {
     pub local: Option<SocketAddr>,
     /// Cancel requests under way to it.
     pub cancels: u32,
+    /// What its last client has left in it.
+    pub kept: Kept,
 }
 
 /// Whether a socket may hold unread bytes.

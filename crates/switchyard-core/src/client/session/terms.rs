@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::batch::Batch;
+use crate::params::Tracked;
 use crate::prepared::Registry;
 
 /// Whether named statements are followed.
@@ -32,6 +33,54 @@ pub enum Loyalty {
     Stays,
 }
 
+/// What happens when a client defines a statement name twice, or uses one that it did not define.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misuse {
+    /// The client is closed.
+    Closes,
+    /// The message fails with the error that a server gives.
+    Fails,
+}
+
+/// Whether statements whose result has changed its types are prepared anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reprepare {
+    /// No: they fail until their server is closed.
+    Off,
+    /// At their next use.
+    On,
+}
+
+/// Whether clients may use the simple protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Simple {
+    /// They may.
+    Allowed,
+    /// They are closed.
+    Refused,
+}
+
+/// What happens when a client sets a parameter that is not tracked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Untracked {
+    /// Nothing: the next client finds it so.
+    Ignore,
+    /// It is told.
+    Warn,
+    /// The server stays with the client.
+    Pin,
+    /// The server takes it back before its next client.
+    Reset,
+}
+
+impl Untracked {
+    /// Whether texts are looked at.
+    #[inline]
+    pub fn looks(self) -> bool {
+        self != Untracked::Ignore
+    }
+}
+
 /// What the session has to know of settings.
 #[derive(Clone, Debug)]
 pub struct Rules<'a> {
@@ -41,6 +90,16 @@ pub struct Rules<'a> {
     pub hooking: Hooking,
     /// Lost servers.
     pub loyalty: Loyalty,
+    /// Wrong names.
+    pub misuse: Misuse,
+    /// Changed results.
+    pub reprepare: Reprepare,
+    /// The simple protocol.
+    pub simple: Simple,
+    /// Parameters that are not tracked.
+    pub untracked: Untracked,
+    /// Those that are.
+    pub tracked: &'a Tracked,
     /// `max_packet_size` in bytes.
     pub message_max: usize,
     /// Texts of statements.
@@ -56,6 +115,21 @@ pub struct Flow {
     pub server: Batch,
     /// To the client.
     pub client: Vec<u8>,
+    /// What there is to count.
+    pub counted: Counted,
+    /// An untracked parameter that was set, the first one of a transaction.
+    pub assigned: Option<String>,
+}
+
+/// Events of a turn that statistics count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Named Parse messages of the client.
+    pub client_parses: u32,
+    /// Parse messages sent to the server for tracked statements.
+    pub server_parses: u32,
+    /// Bind messages that name a tracked statement.
+    pub binds: u32,
 }
 
 /// Why `advance` came back.

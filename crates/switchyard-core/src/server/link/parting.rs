@@ -2,16 +2,16 @@
 
 use switchyard_wire::frame;
 
-use super::{Group, Link, LinkedClient, Show, Signal, WHOLE_MAX};
+use super::{Group, Link, LinkedClient, Show, Signal, Talk, WHOLE_MAX};
 use crate::client::lost::{self, Owed};
 use crate::client::session::Loyalty;
-use crate::prepared::{ClientStatements, ServerStatements};
-use crate::server::request::{NamedParse, Request, Turn};
+use crate::server::request::{self, Request, Turn};
 
 impl Link {
-    /// Whether the linked client stays when this server is lost.
-    pub fn set_loyalty(&mut self, loyalty: Loyalty) {
+    /// A client is linked that stays or leaves when this server is lost.
+    pub fn begin(&mut self, loyalty: Loyalty) {
         self.loyalty = loyalty;
+        self.talk = Talk::None;
         self.words = None;
     }
 
@@ -29,62 +29,17 @@ impl Link {
             return None;
         }
         let (mut answers, mut group) = (0, lost::Group::Ended);
-        if self.group == Group::Skipping {
+        let last = self.outstanding.last();
+        if self.group != Group::Ended || !last.is_none_or(Request::ends_group) {
             group = lost::Group::Open;
         }
-        let mut rest = Vec::new();
-        while let Some(request) = self.outstanding.pop_ready(|skipped| rest.push(skipped)) {
+        let mut skipped = Vec::new();
+        while let Some(request) = self.outstanding.pop_ready(&mut skipped) {
             answers += usize::from(!request.is_hidden_query());
-            for skipped in rest.drain(..) {
-                answers += usize::from(matches!(skipped, Request::Refused(_, Turn::Ended)));
-                unregister(&mut self.statements, Some(client.statements), skipped);
-            }
         }
-        if !rest.last().is_none_or(Request::ends_group) {
-            group = lost::Group::Open;
-        }
-        for skipped in rest {
-            answers += usize::from(matches!(skipped, Request::Refused(_, Turn::Ended)));
-            unregister(&mut self.statements, Some(client.statements), skipped);
-        }
+        let refused = |request: &&Request| matches!(request, Request::Refused(_, Turn::Ended));
+        answers += skipped.iter().filter(refused).count();
+        request::undo(skipped, &mut self.statements, &mut Some(client.statements));
         Some(Owed { words: self.words.take(), status: self.status, answers, group })
-    }
-}
-
-/// A request that the server skipped: what it would have registered does not exist.
-pub(super) fn unregister(
-    statements: &mut ServerStatements,
-    client: Option<&mut ClientStatements>,
-    request: Request,
-) {
-    match request {
-        Request::Parse(Some(parse)) => {
-            let NamedParse { name, statement } = *parse;
-            statements.remove(&statement);
-            if let Some(client) = client {
-                client.remove(&name);
-            }
-        }
-        Request::HiddenParse(statement) => statements.remove(&statement),
-        Request::LocalParse(name) => {
-            if let Some(client) = client {
-                client.remove(&name);
-            }
-        }
-        Request::HiddenClose(statement) => {
-            statements.add(statement, usize::MAX);
-        }
-        Request::Refused(..)
-        | Request::Query
-        | Request::Function
-        | Request::Sync
-        | Request::Parse(None)
-        | Request::Bind
-        | Request::Describe
-        | Request::Execute
-        | Request::Close
-        | Request::LocalClose
-        | Request::CopyEnd
-        | Request::Hidden(_) => {}
     }
 }
