@@ -182,6 +182,7 @@ pub fn clusters(snapshot: &Snapshot) -> Vec<ClusterOptions> {
                 user,
                 secret,
                 database: definition.other("probe_dbname").unwrap_or(&definition.dbname).into(),
+                tls: snapshot.tls.servers.clone(),
                 recovery_query: recovery.into(),
             },
         })

@@ -3,6 +3,7 @@
 //!
 //! Not here: what answers mean (`switchyard_core::switchover`) and what pools do about it.
 
+mod dial;
 pub mod probe;
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,7 +1,6 @@
 //! The connection on which one node is asked: login, the cheap question (an empty Sync), the full
 //! question, and the topology query. It is kept open, so that its end is noticed at once.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,12 +13,13 @@ use switchyard_core::switchover::topology::{self, Endpoint};
 use switchyard_core::switchover::view::NodeId;
 use switchyard_wire::tag::{backend, frontend};
 use switchyard_wire::{build, frame, read};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use super::Input;
+use super::dial::{Socket, dial, failure, lost};
 use crate::options;
+use crate::tls::setup::ServerSide;
 
 /// How probes log in and what they ask.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +30,8 @@ pub struct ProbeLogin {
     pub secret: Option<Secret>,
     /// Database at the server.
     pub database: String,
+    /// TLS towards the node.
+    pub tls: ServerSide,
     /// The question for the role.
     pub recovery_query: String,
 }
@@ -66,9 +68,6 @@ const FACTS: [&str; 2] = [
      null, null",
 ];
 
-trait Socket: AsyncRead + AsyncWrite + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Unpin> Socket for T {}
-
 /// What the node has reported of its role on this connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Report {
@@ -91,22 +90,6 @@ struct Connection {
     columns: Vec<String>,
     rows: Vec<Vec<Option<String>>>,
     error: Option<Failure>,
-}
-
-fn failure(kind: FailureKind, text: impl Into<String>) -> Failure {
-    Failure { kind, text: text.into() }
-}
-
-fn lost(error: &io::Error) -> Failure {
-    let kind = match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FailureKind::Refused,
-        io::ErrorKind::UnexpectedEof
-        | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::BrokenPipe
-        | io::ErrorKind::ConnectionAborted => FailureKind::Closed,
-        _ => FailureKind::Unreachable,
-    };
-    failure(kind, error.to_string())
 }
 
 /// Serves one node until its sender is dropped.
@@ -209,16 +192,7 @@ async fn ask(
 
 impl Connection {
     async fn open(endpoint: &Endpoint, login: &ProbeLogin) -> Result<Self, Failure> {
-        let port = endpoint.port;
-        let socket: Box<dyn Socket> = if endpoint.host.starts_with('/') {
-            let path = format!("{}/.s.PGSQL.{port}", endpoint.host);
-            Box::new(UnixStream::connect(path).await.map_err(|error| lost(&error))?)
-        } else {
-            let stream = TcpStream::connect((endpoint.host.as_str(), port)).await;
-            let stream = stream.map_err(|error| lost(&error))?;
-            stream.set_nodelay(true).map_err(|error| lost(&error))?;
-            Box::new(stream)
-        };
+        let socket = dial(endpoint, &login.tls).await?;
         let mut connection = Connection {
             socket,
             input: Vec::new(),
@@ -248,7 +222,7 @@ impl Connection {
         let mut out = Vec::new();
         dialogue.start(&mut out);
         loop {
-            self.socket.write_all(&out).await.map_err(|error| lost(&error))?;
+            self.send(&out).await?;
             out.clear();
             let (tag, body) = self.message().await?;
             match dialogue.handle_message(tag, &body, &mut out) {
@@ -315,10 +289,16 @@ impl Connection {
         self.exchange(&bytes).await
     }
 
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.socket.write_all(bytes).await.map_err(|error| lost(&error))?;
+        // TLS may have kept what the socket did not take at once.
+        self.socket.flush().await.map_err(|error| lost(&error))
+    }
+
     /// Sends and reads until everything that is owed has come; what came last is kept.
     async fn exchange(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.owed += 1;
-        self.socket.write_all(bytes).await.map_err(|error| lost(&error))?;
+        self.send(bytes).await?;
         while self.owed > 0 {
             let (tag, body) = self.message().await?;
             self.take(tag, &body)?;

@@ -414,3 +414,50 @@ fn openssl_greets_at_once() -> io::Result<()> {
         || pooler.log().is_ok_and(|log| log.contains("closing because: SSL req inside SSL"));
     wait_until("the refusal", inside)
 }
+
+#[test]
+fn a_cluster_is_watched_and_followed_encrypted() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let certificates = Certificates::new()?;
+    certificates.authority("root")?;
+    certificates.issue("root", "node", "elsewhere", Some("subjectAltName=IP:127.0.0.1"))?;
+    let first = Postgres::start("")?;
+    // The standby begins as a copy, certificate and settings included.
+    first.use_tls(&certificates, "node", None)?;
+    let second = first.standby()?;
+    first.sql(&format!(
+        "create table nodes (endpoint text, port int); \
+         insert into nodes values ('127.0.0.1', {}), ('127.0.0.1', {})",
+        first.port, second.port
+    ))?;
+    let databases = format!(
+        "app = host=127.0.0.1 port={} dbname=postgres user=postgres \
+         topology_query='select endpoint, port from nodes'",
+        first.port
+    );
+    let settings = format!(
+        "pool_mode = transaction\nserver_tls_sslmode = verify-full\nserver_tls_ca_file = {}",
+        certificates.text("root.crt")
+    );
+    let pooler = Pooler::start(program(), &databases, &settings)?;
+    wait_until("a reader", || pooler.log().is_ok_and(|log| log.contains("up as reader")))?;
+    let probes = "select bool_and(ssl), count(*) from pg_stat_ssl join pg_stat_activity \
+                  using (pid) where application_name = 'switchyard-probe'";
+    for node in [&first, &second] {
+        assert_eq!(node.sql(probes)?.trim(), "t|1");
+    }
+    let mut session = pooler.session("postgres", "app")?;
+    let here = "select inet_server_port(), ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    assert_eq!(session.run(here)?, format!("{}|t", first.port));
+    first.stop("immediate")?;
+    second.promote()?;
+    let mut found = String::new();
+    wait_until("the new writer", || {
+        found = session.run(here).unwrap_or_default();
+        !found.is_empty()
+    })?;
+    assert_eq!(found, format!("{}|t", second.port));
+    Ok(())
+}

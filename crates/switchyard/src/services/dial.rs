@@ -1,0 +1,73 @@
+//! Connections of probes: unix sockets, TCP, and TLS on it by the settings for servers.
+
+use std::io;
+
+use switchyard_core::switchover::probe::{Failure, FailureKind};
+use switchyard_core::switchover::topology::Endpoint;
+use switchyard_wire::build;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use crate::tls::setup::ServerSide;
+
+/// A connection of any kind.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Socket for T {}
+
+pub(super) fn failure(kind: FailureKind, text: impl Into<String>) -> Failure {
+    Failure { kind, text: text.into() }
+}
+
+pub(super) fn lost(error: &io::Error) -> Failure {
+    let kind = match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FailureKind::Refused,
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionAborted => FailureKind::Closed,
+        _ => FailureKind::Unreachable,
+    };
+    failure(kind, error.to_string())
+}
+
+/// Connects to a node.
+pub(super) async fn dial(
+    endpoint: &Endpoint,
+    tls: &ServerSide,
+) -> Result<Box<dyn Socket>, Failure> {
+    let port = endpoint.port;
+    if endpoint.host.starts_with('/') {
+        let path = format!("{}/.s.PGSQL.{port}", endpoint.host);
+        let stream = UnixStream::connect(path).await.map_err(|error| lost(&error))?;
+        return Ok(Box::new(stream));
+    }
+    let stream = TcpStream::connect((endpoint.host.as_str(), port)).await;
+    let mut stream = stream.map_err(|error| lost(&error))?;
+    stream.set_nodelay(true).map_err(|error| lost(&error))?;
+    let Some((config, name)) = tls.config(&endpoint.host) else { return Ok(Box::new(stream)) };
+    let mut request = Vec::new();
+    build::ssl_request(&mut request);
+    stream.write_all(&request).await.map_err(|error| lost(&error))?;
+    match stream.read_u8().await.map_err(|error| lost(&error))? {
+        b'S' => {
+            // The handshake reads what comes next, so that bytes in the clear behind the answer
+            // break it.
+            let secured = TlsConnector::from(config).connect(name, stream).await;
+            Ok(Box::new(secured.map_err(|error| refused(&error))?))
+        }
+        b'N' if !tls.is_required() => Ok(Box::new(stream)),
+        b'N' => Err(failure(FailureKind::Denied, "server refused SSL")),
+        _ => Err(failure(FailureKind::Denied, "bad sslreq answer")),
+    }
+}
+
+/// A handshake that came to nothing: a lost connection, or a certificate that is not good.
+fn refused(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::InvalidData => {
+            failure(FailureKind::Denied, format!("TLS handshake error: {error}"))
+        }
+        _ => lost(error),
+    }
+}
