@@ -1,5 +1,7 @@
 //! SCRAM-SHA-256 (RFC 5802, RFC 7677), both sides, without channel binding.
 
+mod message;
+
 use std::fmt;
 
 use base64::Engine as _;
@@ -8,6 +10,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use crate::secret::same;
+use message::{First, Flag, Last};
 
 /// A verifier.
 #[derive(Clone, PartialEq, Eq)]
@@ -57,12 +60,12 @@ impl Keys {
 }
 
 /// What went wrong; shows as PgBouncer's text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScramError {
     /// A message does not follow the grammar.
-    Malformed(&'static str),
-    /// The client wants channel binding.
-    Binding,
+    Malformed(String),
+    /// The client wants what we do not do.
+    Refused(&'static str),
     /// The nonce is not ours.
     Nonce,
     /// The proof does not fit.
@@ -75,9 +78,7 @@ impl fmt::Display for ScramError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ScramError::Malformed(what) => write!(f, "malformed SCRAM message ({what})"),
-            ScramError::Binding => {
-                f.write_str("client requires SCRAM channel binding, but it is not supported")
-            }
+            ScramError::Refused(text) => f.write_str(text),
             ScramError::Nonce => f.write_str("invalid SCRAM response (nonce does not match)"),
             ScramError::Proof => f.write_str("password authentication failed"),
             ScramError::Signature => f.write_str("invalid server signature"),
@@ -124,6 +125,10 @@ pub fn keys(password: &[u8], salt: &[u8], iterations: u32) -> Keys {
     }
 }
 
+fn malformed(cause: &str) -> ScramError {
+    ScramError::Malformed(cause.into())
+}
+
 fn attributes(message: &str) -> impl Iterator<Item = (char, &str)> {
     message.split(',').filter_map(|part| {
         let (name, value) = part.split_once('=')?;
@@ -149,10 +154,10 @@ pub enum Outcome {
 pub struct ServerExchange {
     stored: Stored,
     outcome: Outcome,
-    gs2: String,
-    first_bare: String,
-    nonce: String,
-    server_first: String,
+    gs2: Vec<u8>,
+    first_bare: Vec<u8>,
+    nonce: Vec<u8>,
+    server_first: Vec<u8>,
 }
 
 /// A right proof.
@@ -172,62 +177,42 @@ impl ServerExchange {
         message: &[u8],
         server_nonce: &str,
     ) -> Result<(Self, Vec<u8>), ScramError> {
-        let text = std::str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))?;
-        let mut parts = text.splitn(3, ',');
-        let (flag, authzid, bare) = (parts.next(), parts.next(), parts.next());
-        let (Some(flag), Some(authzid), Some(bare)) = (flag, authzid, bare) else {
-            return Err(ScramError::Malformed("too short"));
-        };
-        match flag {
-            "n" | "y" => {}
-            _ if flag.starts_with("p=") => return Err(ScramError::Binding),
-            _ => return Err(ScramError::Malformed("unexpected channel-binding flag")),
+        let first = First::read(message)?;
+        if let Flag::Used(_) = first.flag {
+            let text = "client requires SCRAM channel binding, but it is not supported";
+            return Err(ScramError::Refused(text));
         }
-        if !bare.starts_with("n=") {
-            return Err(ScramError::Malformed("no user name"));
-        }
-        let nonce = attribute(bare, 'r').filter(|nonce| !nonce.is_empty());
-        let Some(nonce) = nonce else { return Err(ScramError::Malformed("no nonce")) };
-        let nonce = format!("{nonce}{server_nonce}");
+        let nonce = [first.nonce, server_nonce.as_bytes()].concat();
         let salt = STANDARD.encode(&stored.salt);
-        let server_first = format!("r={nonce},s={salt},i={}", stored.iterations);
-        let answer = server_first.clone().into_bytes();
-        let gs2 = format!("{flag},{authzid},");
-        let first_bare = bare.to_string();
+        let rest = format!(",s={salt},i={}", stored.iterations);
+        let server_first = [b"r=", &nonce[..], rest.as_bytes()].concat();
+        let answer = server_first.clone();
+        let (gs2, first_bare) = (first.gs2.into(), first.bare.into());
         Ok((ServerExchange { stored, outcome, gs2, first_bare, nonce, server_first }, answer))
     }
 
     /// Takes the client's last message.
     pub fn finish(self, message: &[u8]) -> Result<Accepted, ScramError> {
-        let text = std::str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))?;
-        let (without_proof, proof) =
-            text.rsplit_once(",p=").ok_or(ScramError::Malformed("no proof"))?;
-        let proof: Option<[u8; 32]> =
-            STANDARD.decode(proof).ok().and_then(|proof| proof.try_into().ok());
-        let proof = proof.ok_or(ScramError::Malformed("bad proof"))?;
-        let binding = attribute(without_proof, 'c').ok_or(ScramError::Malformed("no binding"))?;
-        if binding != STANDARD.encode(&self.gs2) {
-            return Err(ScramError::Malformed("binding does not match"));
+        let last = Last::read(message)?;
+        if last.binding != STANDARD.encode(&self.gs2).as_bytes() {
+            let text = "unexpected SCRAM channel-binding attribute in client-final-message";
+            return Err(ScramError::Refused(text));
         }
-        if attribute(without_proof, 'r') != Some(&self.nonce) {
+        if last.nonce != self.nonce {
             return Err(ScramError::Nonce);
         }
-        let message = auth_message(&self.first_bare, &self.server_first, without_proof);
-        let signature = hmac(&self.stored.stored_key, &[message.as_bytes()]);
-        let client_key = xor(proof, &signature);
+        let message = [&self.first_bare[..], &self.server_first, last.without_proof].join(&b',');
+        let signature = hmac(&self.stored.stored_key, &[&message]);
+        let client_key = xor(last.proof, &signature);
         let stored_key: [u8; 32] = Sha256::digest(client_key).into();
         if !same(&stored_key, &self.stored.stored_key) || self.outcome == Outcome::Never {
             return Err(ScramError::Proof);
         }
-        let signature = hmac(&self.stored.server_key, &[message.as_bytes()]);
+        let signature = hmac(&self.stored.server_key, &[&message]);
         let server_final = format!("v={}", STANDARD.encode(signature)).into_bytes();
         let keys = Keys { client_key, server_key: self.stored.server_key };
         Ok(Accepted { server_final, keys })
     }
-}
-
-fn auth_message(first_bare: &str, server_first: &str, without_proof: &str) -> String {
-    format!("{first_bare},{server_first},{without_proof}")
 }
 
 /// What the side that logs in knows.
@@ -266,22 +251,22 @@ impl ClientExchange {
 
     /// Takes the server's first message; answers our last one.
     pub fn last(&mut self, message: &[u8]) -> Result<Vec<u8>, ScramError> {
-        let text = std::str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))?;
-        let nonce = attribute(text, 'r').ok_or(ScramError::Malformed("no nonce"))?;
+        let text = std::str::from_utf8(message).map_err(|_| malformed("not UTF-8"))?;
+        let nonce = attribute(text, 'r').ok_or(malformed("no nonce"))?;
         if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
             return Err(ScramError::Nonce);
         }
         let salt = attribute(text, 's').and_then(|salt| STANDARD.decode(salt).ok());
-        let salt = salt.ok_or(ScramError::Malformed("no salt"))?;
+        let salt = salt.ok_or(malformed("no salt"))?;
         let iterations: Option<u32> = attribute(text, 'i').and_then(|count| count.parse().ok());
         let iterations = iterations.filter(|count| (1..=ITERATIONS_MAX).contains(count));
-        let iterations = iterations.ok_or(ScramError::Malformed("bad iterations"))?;
+        let iterations = iterations.ok_or(malformed("bad iterations"))?;
         let keys = match &self.credential {
             Credential::Password(password) => keys(password, &salt, iterations),
             Credential::Keys(keys) => keys.clone(),
         };
         let without_proof = format!("c=biws,r={nonce}");
-        let message = auth_message(&format!("n=,r={}", self.nonce), text, &without_proof);
+        let message = format!("n=,r={},{text},{without_proof}", self.nonce);
         let signature = hmac(&keys.stored_key(), &[message.as_bytes()]);
         self.server_signature = Some(hmac(&keys.server_key, &[message.as_bytes()]));
         let proof = STANDARD.encode(xor(keys.client_key, &signature));
@@ -290,7 +275,7 @@ impl ClientExchange {
 
     /// Takes the server's last message.
     pub fn check(&self, message: &[u8]) -> Result<(), ScramError> {
-        let text = std::str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))?;
+        let text = std::str::from_utf8(message).map_err(|_| malformed("not UTF-8"))?;
         let signature = attribute(text, 'v').and_then(|value| STANDARD.decode(value).ok());
         match (signature, self.server_signature) {
             (Some(sent), Some(wanted)) if same(&sent, &wanted) => Ok(()),

@@ -1,6 +1,7 @@
 //! Secrets of users as an auth_file or PostgreSQL stores them.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -67,6 +68,28 @@ impl Secret {
                 same(&keys.stored_key(), &stored.stored_key)
             }
         }
+    }
+}
+
+/// A user's secret, with the verifier that was derived from it.
+#[derive(Debug)]
+pub struct Known {
+    /// The secret.
+    pub secret: Secret,
+    derived: OnceLock<Stored>,
+}
+
+impl Known {
+    /// A secret that nothing was derived from.
+    pub fn new(secret: Secret) -> Self {
+        Known { secret, derived: OnceLock::new() }
+    }
+
+    /// The SCRAM verifier of a plain password. It is derived at the first call, which takes as
+    /// long as a login of the client's side, and stays.
+    pub fn derived(&self, password: &[u8], salt: &[u8], iterations: u32) -> Stored {
+        let derive = || scram::keys(password, salt, iterations).stored(salt.to_vec(), iterations);
+        self.derived.get_or_init(derive).clone()
     }
 }
 

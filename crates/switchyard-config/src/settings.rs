@@ -193,19 +193,19 @@ settings! {
     accept_new_system: bool, Some("0"), Some("0"), Run, Inert;
     admin_users: Names, Some(""), Some(""), Run, Active;
     application_name_add_host: bool, Some("0"), Some("0"), Run, Active;
-    auth_dbname: Option<String>, None, None, Run, Inert;
-    auth_error_codes: bool, Some("0"), Some("0"), Run, Inert;
+    auth_dbname: Option<String>, None, None, Run, Active;
+    auth_error_codes: bool, Some("0"), Some("0"), Run, Active;
     auth_file: Option<String>, None, None, Run, Active;
-    auth_hba_file: String, Some(""), Some(""), Run, Inert;
-    auth_hba_strict: bool, Some("0"), Some("0"), Run, Inert;
-    auth_ident_file: Option<String>, None, None, Run, Inert;
+    auth_hba_file: String, Some(""), Some(""), Run, Active;
+    auth_hba_strict: bool, Some("0"), Some("0"), Run, Active;
+    auth_ident_file: Option<String>, None, None, Run, Active;
     auth_ldap_options: Option<String>, None, None, Run, Inert;
     auth_query: String,
         Some(AUTH_QUERY),
         Some(AUTH_QUERY),
-        Run, Inert;
+        Run, Active;
     auth_type: AuthType, Some("md5"), Some("md5"), Run, Active;
-    auth_user: Option<String>, None, None, Run, Inert;
+    auth_user: Option<String>, None, None, Run, Active;
     autodb_idle_timeout: Duration, Some("3600"), Some("3600"), Run, Active;
     cancel_wait_timeout: Duration, Some("10"), Some("10"), Run, Active;
     client_idle_timeout: Duration, Some("0"), Some("0"), Run, Active;

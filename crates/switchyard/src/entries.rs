@@ -1,12 +1,15 @@
 //! Entries of `[databases]` as the workers share them: definition, state, counters, pools.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use switchyard_auth::secret::Secret;
 use switchyard_config::Database;
 use switchyard_core::switchover::view::View;
 
 use crate::pools::SharedPool;
+use crate::shared::Full;
 use crate::statistics::{self, Values};
 
 /// One entry. It outlives reloads of its definition.
@@ -20,6 +23,7 @@ pub struct Entry {
     state: AtomicU8,
     next_host: AtomicU32,
     view: Mutex<Arc<View>>,
+    found: Mutex<HashMap<String, Secret>>,
     pools: Mutex<Vec<Arc<SharedPool>>>,
     retired: Mutex<Values>,
 }
@@ -43,6 +47,7 @@ impl Entry {
             state: AtomicU8::new(0),
             next_host: AtomicU32::new(0),
             view: Mutex::default(),
+            found: Mutex::default(),
             pools: Mutex::new(Vec::new()),
             retired: Mutex::default(),
         }
@@ -56,6 +61,13 @@ impl Entry {
     /// A reload changed the definition.
     pub fn define(&self, definition: Database) {
         *self.definition.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(definition);
+    }
+
+    /// Counts a client, unless there are `limit` of them.
+    pub fn came(&self, limit: Option<usize>) -> Result<(), Full> {
+        let room = |count: usize| limit.is_none_or(|limit| count < limit).then_some(count + 1);
+        let counted = self.clients.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
+        counted.map(drop).map_err(|_| Full)
     }
 
     /// Whether new logins are taken.
@@ -89,6 +101,16 @@ impl Entry {
     /// Whether it leads to a cluster.
     pub fn is_cluster(&self) -> bool {
         self.definition().topology_query.is_some()
+    }
+
+    /// The secret of a user that auth_query has found for this entry.
+    pub fn found(&self, user: &str) -> Option<Secret> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).get(user).cloned()
+    }
+
+    /// auth_query has found a user.
+    pub fn find(&self, user: &str, secret: Secret) {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(user.into(), secret);
     }
 
     /// Its pools.

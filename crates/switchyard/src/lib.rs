@@ -3,6 +3,7 @@
 //! Every decision that depends on the protocol is taken in `switchyard-core`; here are the
 //! threads, sockets and clocks.
 
+pub mod access;
 pub mod entries;
 pub mod hooks;
 pub mod listen;

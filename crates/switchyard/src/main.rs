@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use switchyard::access::Access;
 use switchyard::log::{Level, Log, Stderr};
 use switchyard::reload::{self, Occasion};
 use switchyard::services::Services;
@@ -90,7 +91,8 @@ fn start(path: &std::path::Path, arguments: &Arguments, log: &Arc<Log>) -> Resul
         count => count,
     };
     let pidfile = config.settings.pidfile.clone();
-    let snapshot = options::snapshot(config, log, tls, mock_key);
+    let access = Access::load(&config, &Access::default(), log)?;
+    let snapshot = options::snapshot(config, access, tls, mock_key);
     let shared = Arc::new(Shared::new(Arc::clone(log), snapshot, workers));
     files.into_iter().for_each(|file| shared.remove_at_exit(file));
     let seats: std::io::Result<Vec<_>> = (0..workers).map(|_| Seat::new()).collect();

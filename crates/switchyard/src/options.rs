@@ -1,13 +1,10 @@
 //! From the configuration to the small option structs of the machines, and from their errors to
 //! texts.
 
-use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
-use switchyard_auth::userlist;
 use switchyard_config::value::{Fencing as ConfigFencing, LostTransaction, Value as _};
 use switchyard_config::{AuthType, Config, Database, PoolMode};
 use switchyard_core::client::session::Loyalty;
@@ -22,8 +19,9 @@ use switchyard_core::switchover::topology::Endpoint;
 use switchyard_core::switchover::view::{NodeView, Role, View};
 use switchyard_io::SocketOptions;
 
+use crate::access::Access;
 use crate::entries::Entry;
-use crate::log::{Level, Log};
+use crate::log::Level;
 use crate::pools::SharedPool;
 use crate::services::ClusterOptions;
 use crate::services::probe::ProbeLogin;
@@ -37,8 +35,8 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// How much longer a waiter of another worker must have waited to come first.
 const FAIRNESS: Duration = Duration::from_millis(1);
 
-/// A snapshot of a configuration, with the users of its auth_file.
-pub fn snapshot(config: Config, log: &Log, tls: Arc<Setup>, mock_key: [u8; 16]) -> Snapshot {
+/// A snapshot of a configuration, with what it says about logins.
+pub fn snapshot(config: Config, access: Access, tls: Arc<Setup>, mock_key: [u8; 16]) -> Snapshot {
     let settings = &config.settings;
     let auth = match settings.auth_type {
         AuthType::Any => AuthMethod::Any,
@@ -46,7 +44,9 @@ pub fn snapshot(config: Config, log: &Log, tls: Arc<Setup>, mock_key: [u8; 16]) 
         AuthType::Plain => AuthMethod::Plain,
         AuthType::Md5 => AuthMethod::Md5,
         AuthType::Scram => AuthMethod::Scram,
-        AuthType::Cert | AuthType::Hba | AuthType::Ldap | AuthType::Pam => AuthMethod::Unsupported,
+        AuthType::Cert => AuthMethod::Cert,
+        AuthType::Hba => AuthMethod::Hba,
+        AuthType::Ldap | AuthType::Pam => AuthMethod::Unsupported,
     };
     let natural = |number: i64| u32::try_from(number).unwrap_or(0);
     let sockets = SocketOptions {
@@ -63,7 +63,7 @@ pub fn snapshot(config: Config, log: &Log, tls: Arc<Setup>, mock_key: [u8; 16]) 
         pooler_errors: settings.log_pooler_errors.into(),
     };
     Snapshot {
-        users: Arc::new(users(&config, log)),
+        access,
         tracked: Arc::new(Tracked::new(&settings.track_extra_parameters.list)),
         auth,
         log: rules,
@@ -71,25 +71,6 @@ pub fn snapshot(config: Config, log: &Log, tls: Arc<Setup>, mock_key: [u8; 16]) 
         tls,
         mock_key,
         config,
-    }
-}
-
-fn users(config: &Config, log: &Log) -> HashMap<String, Secret> {
-    let Some(path) = config.settings.auth_file.as_deref().filter(|path| !path.is_empty()) else {
-        return HashMap::new();
-    };
-    match std::fs::read(Path::new(path)) {
-        Ok(text) => {
-            let list = userlist::parse(&text);
-            if let Some(error) = list.error {
-                log.write(Level::Error, error);
-            }
-            list.users
-        }
-        Err(error) => {
-            log.write(Level::Error, &format!("could not open auth_file {path}: {error}"));
-            HashMap::new()
-        }
     }
 }
 
@@ -162,7 +143,7 @@ pub fn clusters(snapshot: &Snapshot) -> Vec<ClusterOptions> {
         let password = definition.other("probe_password").or(definition.password.as_deref());
         let secret = match password {
             Some(password) => Some(Secret::parse(password.as_bytes())),
-            None => snapshot.users.get(&user).cloned(),
+            None => snapshot.access.users.secret(&user),
         };
         let recovery = definition.other("recovery_query").unwrap_or(&settings.recovery_query);
         Some(ClusterOptions {
@@ -240,12 +221,13 @@ pub fn server_login(snapshot: &Snapshot, pool: &SharedPool) -> ServerLogin {
     let definition = pool.entry.definition();
     let mut parameters = vec![("database".to_string(), definition.dbname.clone())];
     parameters.extend(definition.startup.iter().cloned());
-    let own = definition.password.as_ref().filter(|_| definition.user.is_some());
-    let secret = match own {
+    // The pool of auth_user is beside that of the forced user.
+    let forced = definition.user.as_ref() == Some(&pool.user);
+    let secret = match definition.password.as_ref().filter(|_| forced) {
         Some(password) => Some(Secret::parse(password.as_bytes())),
-        None => snapshot.users.get(&pool.user).cloned(),
+        None => snapshot.access.users.secret(&pool.user).or_else(|| pool.entry.found(&pool.user)),
     };
-    let keys = pool.lock().keys.clone().filter(|_| definition.user.is_none());
+    let keys = pool.lock().keys.clone().filter(|_| !forced);
     let credentials = Credentials { user: pool.user.clone(), secret, keys, nonce: nonce() };
     ServerLogin::new(parameters, credentials)
 }

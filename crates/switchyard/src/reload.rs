@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use switchyard_config::{Config, Severity, load};
 
+use crate::access::Access;
 use crate::entries::Entry;
 use crate::log::{Level, Log};
 use crate::options;
@@ -48,6 +49,14 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
         return false;
     };
     config.settings.keep_fixed(&old.config.settings);
+    let access = match Access::load(&config, &old.access, &shared.log) {
+        Ok(access) => access,
+        Err(text) => {
+            shared.log.write(Level::Error, &text);
+            shared.log.write(Level::Warning, "config file loading failed");
+            return false;
+        }
+    };
     if let Err(text) = shared.load_hooks(&config.settings) {
         shared.log.write(Level::Error, &format!("hooks not loaded: {text}"));
         return false;
@@ -59,7 +68,7 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
         shared.log.write(Level::Error, line);
     }
     let kept = tls.clone().unwrap_or_else(|| Arc::clone(&old.tls));
-    shared.replace_snapshot(options::snapshot(config, &shared.log, kept, old.mock_key));
+    shared.replace_snapshot(options::snapshot(config, access, kept, old.mock_key));
     define_entries(shared);
     recycle_for_tls(shared, &old);
     tls.is_some()
@@ -72,8 +81,16 @@ pub fn apply(shared: &Arc<Shared>, config: Config, key: &str) -> bool {
     let renewed = key.contains("_tls_") || key.contains("_tls13_");
     let tls = if renewed { load_tls(&config, &shared.log) } else { Some(Arc::clone(&old.tls)) };
     let kept = tls.clone().unwrap_or_else(|| Arc::clone(&old.tls));
+    let mut access = old.access.clone();
+    if Access::differs(&old.config.settings, &config.settings) {
+        match Access::load(&config, &access, &shared.log) {
+            Ok(read) => access = read,
+            // The setting is in force, the lines of the old file too.
+            Err(text) => shared.log.write(Level::Error, &text),
+        }
+    }
     apply_log(&shared.log, &config);
-    shared.replace_snapshot(options::snapshot(config, &shared.log, kept, old.mock_key));
+    shared.replace_snapshot(options::snapshot(config, access, kept, old.mock_key));
     define_entries(shared);
     recycle_for_tls(shared, &old);
     tls.is_some()

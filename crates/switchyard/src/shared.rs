@@ -28,7 +28,12 @@ use crate::pools::{Order, SharedPool};
 use crate::services::Services;
 use crate::snapshot::{Logged, Snapshot};
 use crate::statistics::Ledger;
+use crate::worker::client::Seat;
 use crate::worker::{Handle, Message};
+
+/// There is no room for another client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
 
 /// State shared by all threads.
 #[derive(Debug)]
@@ -363,9 +368,13 @@ impl Shared {
 
     /// The pool of a login user on an entry: that of the forced user, if there is one.
     pub fn pool(&self, entry: &Arc<Entry>, login_user: &str) -> Arc<SharedPool> {
-        let snapshot = self.snapshot();
         let definition = entry.definition();
-        let user = definition.user.as_deref().unwrap_or(login_user);
+        self.pool_as(entry, definition.user.as_deref().unwrap_or(login_user))
+    }
+
+    /// The pool of a server user on an entry.
+    pub fn pool_as(&self, entry: &Arc<Entry>, user: &str) -> Arc<SharedPool> {
+        let snapshot = self.snapshot();
         let make = || options::make_pool(&snapshot, entry, user, self.load.len());
         let (pool, made) = entry.pool(user, make);
         if made == Made::Now && lock(&self.lifecycle).is_paused(&entry.name) {
@@ -426,8 +435,10 @@ impl Shared {
     }
 
     /// A client of a worker is gone.
-    pub fn client_left(&self, worker: WorkerId) {
-        self.clients.fetch_sub(1, Ordering::Relaxed);
+    pub fn client_left(&self, worker: WorkerId, seat: Seat) {
+        if seat == Seat::Taken {
+            self.clients.fetch_sub(1, Ordering::Relaxed);
+        }
         self.load[usize::from(worker.0)].fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -436,12 +447,22 @@ impl Shared {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// Counts a client of a user; answers how many there are now.
-    pub fn user_came(&self, user: &str) -> usize {
+    /// Whether a client that counts is one too many. If it is, it counts no more, so that of
+    /// several that come at once not all are refused.
+    pub fn is_one_too_many(&self, limit: usize) -> bool {
+        let less = |count: usize| (count > limit).then(|| count - 1);
+        self.clients.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    /// Counts a client of a user, unless there are `limit` of them.
+    pub fn user_came(&self, user: &str, limit: Option<usize>) -> Result<(), Full> {
         let mut users = lock(&self.users);
         let count = users.entry(user.into()).or_default();
+        if limit.is_some_and(|limit| *count >= limit) {
+            return Err(Full);
+        }
         *count += 1;
-        *count
+        Ok(())
     }
 
     /// A client of a user is gone.

@@ -1,15 +1,14 @@
 //! Settings of one moment, as the workers use them. Built from the configuration by `options`;
 //! replaced as a whole at reload, so that nobody sees half of a change.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use switchyard_auth::secret::Secret;
 use switchyard_config::{Config, Database, Overrides, PoolMode, User};
 use switchyard_core::params::Tracked;
 use switchyard_io::SocketOptions;
 
+use crate::access::Access;
 use crate::tls::Setup;
 
 /// How clients prove who they are.
@@ -25,6 +24,10 @@ pub enum AuthMethod {
     Md5,
     /// SCRAM-SHA-256.
     Scram,
+    /// A certificate.
+    Cert,
+    /// What the first line that fits in the HBA file says.
+    Hba,
     /// A method that is not served; every login fails.
     Unsupported,
 }
@@ -60,8 +63,8 @@ pub struct LogRules {
 pub struct Snapshot {
     /// The configuration it was made from.
     pub config: Config,
-    /// Users of auth_file.
-    pub users: Arc<HashMap<String, Secret>>,
+    /// Who may log in, and how.
+    pub access: Access,
     /// Names of tracked parameters.
     pub tracked: Arc<Tracked>,
     /// auth_type.

@@ -1,9 +1,11 @@
 //! The dialogue in which a client proves who it is. Not here: who may log in at all, and what
 //! comes after. Invariant: exactly one outcome; no secret in a text.
 
+use std::sync::Arc;
+
 use switchyard_auth::md5;
-use switchyard_auth::scram::{self, Keys, Outcome, ScramError, ServerExchange, Stored};
-use switchyard_auth::secret::{Secret, same};
+use switchyard_auth::scram::{Keys, Outcome, ScramError, ServerExchange, Stored};
+use switchyard_auth::secret::{Known, Secret, same};
 use switchyard_wire::build::{self, Authentication};
 use switchyard_wire::{read, tag::frontend};
 
@@ -23,8 +25,10 @@ pub enum Method {
 pub struct Material {
     /// Our part of the SCRAM nonce.
     pub nonce: String,
-    /// Salt for derived and mock verifiers.
+    /// Salt for a verifier that is derived from a plain password.
     pub salt: Vec<u8>,
+    /// Salt for users who cannot log in; the same whenever one is asked.
+    pub mock_salt: Vec<u8>,
     /// Rounds for derived and mock verifiers.
     pub iterations: u32,
 }
@@ -50,7 +54,7 @@ enum State {
 pub struct Login {
     method: Method,
     user: Vec<u8>,
-    secret: Option<Secret>,
+    known: Option<Arc<Known>>,
     material: Material,
     state: State,
 }
@@ -64,6 +68,8 @@ pub enum Step {
     Accepted(Option<Keys>),
     /// It is not: text of an ERROR line if there is one, and of the FATAL.
     Refused(Option<String>, &'static str),
+    /// A message that has no place here; nothing is answered.
+    Misplaced,
 }
 
 const PASSWORD_FAILED: &str = "password authentication failed";
@@ -71,8 +77,8 @@ const SASL_FAILED: &str = "SASL authentication failed";
 
 impl Login {
     /// A dialogue with a user; one without a secret goes through it and fails.
-    pub fn new(method: Method, user: &str, secret: Option<Secret>, material: Material) -> Self {
-        let method = match (&method, &secret) {
+    pub fn new(method: Method, user: &str, known: Option<Arc<Known>>, material: Material) -> Self {
+        let method = match (&method, known.as_ref().map(|known| &known.secret)) {
             (Method::Md5(_), Some(Secret::Scram(..))) => Method::Scram,
             _ => method,
         };
@@ -80,7 +86,7 @@ impl Login {
             Method::Plain | Method::Md5(_) => State::Password,
             Method::Scram => State::SaslInitial,
         };
-        Login { method, user: user.into(), secret, material, state }
+        Login { method, user: user.into(), known, material, state }
     }
 
     /// Appends the question.
@@ -96,7 +102,7 @@ impl Login {
     /// A message of the client.
     pub fn handle_message(&mut self, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Step {
         if tag != frontend::PASSWORD {
-            return Step::Refused(None, "bad packet");
+            return Step::Misplaced;
         }
         match std::mem::replace(&mut self.state, State::Done) {
             State::Password => self.password(body),
@@ -104,13 +110,17 @@ impl Login {
             State::SaslFinal(exchange) => match exchange.finish(body) {
                 Ok(accepted) => {
                     build::authentication(out, Authentication::SaslFinal(&accepted.server_final));
-                    let stored = matches!(self.secret, Some(Secret::Scram(..)));
+                    let stored = matches!(self.secret(), Some(Secret::Scram(..)));
                     Step::Accepted(stored.then_some(accepted.keys))
                 }
                 Err(error) => refused(error),
             },
-            State::Done => Step::Refused(None, "bad packet"),
+            State::Done => Step::Misplaced,
         }
+    }
+
+    fn secret(&self) -> Option<&Secret> {
+        self.known.as_ref().map(|known| &known.secret)
     }
 
     fn password(&self, body: &[u8]) -> Step {
@@ -120,7 +130,7 @@ impl Login {
         if password.is_empty() {
             return Step::Refused(None, "empty password returned by client");
         }
-        let accepted = match (&self.secret, self.method) {
+        let accepted = match (self.secret(), self.method) {
             (None, _) => false,
             (Some(secret), Method::Md5(salt)) => {
                 let stored = match secret {
@@ -137,7 +147,7 @@ impl Login {
 
     fn sasl_initial(&mut self, body: &[u8], out: &mut Vec<u8>) -> Step {
         let Some((mechanism, data)) = read::sasl_initial(body) else {
-            return refused(ScramError::Malformed("broken initial response"));
+            return refused(ScramError::Malformed("broken initial response".into()));
         };
         if mechanism != b"SCRAM-SHA-256" {
             let text = "client selected an invalid SASL authentication mechanism";
@@ -160,22 +170,28 @@ impl Login {
 
     fn verifier(&self) -> Result<(Stored, Outcome), &'static str> {
         let Material { salt, iterations, .. } = &self.material;
-        match &self.secret {
-            Some(Secret::Scram(_, stored)) => Ok((stored.clone(), Outcome::Possible)),
-            Some(Secret::Plain(password)) => {
-                let keys = scram::keys(password, salt, *iterations);
-                Ok((keys.stored(salt.clone(), *iterations), Outcome::Possible))
+        let Some(known) = &self.known else { return Ok((self.mock(), Outcome::Never)) };
+        match &known.secret {
+            Secret::Scram(_, stored) => Ok((stored.clone(), Outcome::Possible)),
+            Secret::Plain(password) => {
+                Ok((known.derived(password, salt, *iterations), Outcome::Possible))
             }
-            Some(Secret::Md5(_)) => Err("SCRAM authentication failed: user has MD5 secret"),
-            Some(Secret::Empty) | None => {
-                let (stored_key, server_key) = ([0; 32], [0; 32]);
-                let (salt, iterations) = (salt.clone(), *iterations);
-                Ok((Stored { iterations, salt, stored_key, server_key }, Outcome::Never))
-            }
+            Secret::Md5(_) => Err("SCRAM authentication failed: user has MD5 secret"),
+            Secret::Empty => Ok((self.mock(), Outcome::Never)),
         }
+    }
+
+    /// What a user who cannot log in is asked against.
+    fn mock(&self) -> Stored {
+        let (stored_key, server_key) = ([0; 32], [0; 32]);
+        let (salt, iterations) = (self.material.mock_salt.clone(), self.material.iterations);
+        Stored { iterations, salt, stored_key, server_key }
     }
 }
 
 fn refused(error: ScramError) -> Step {
     Step::Refused(Some(error.to_string()), SASL_FAILED)
 }
+
+#[cfg(test)]
+mod tests;

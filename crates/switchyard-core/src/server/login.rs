@@ -201,15 +201,20 @@ fn refused(body: &[u8]) -> ServerLoginError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::client::login::{Login, Material, Method, Step};
     use proptest::prelude::*;
+    use switchyard_auth::secret::Known;
     use switchyard_wire::frame;
 
     /// Lets our two sides talk to each other: a client's login is a server's question.
     fn check(method: Method, known: &[u8], typed: &[u8]) -> bool {
-        let material = Material { nonce: "n".into(), salt: vec![1; 16], iterations: 5 };
-        let mut login = Login::new(method, "u", Some(Secret::parse(known)), material);
+        let (salt, mock_salt) = (vec![1; 16], vec![2; 16]);
+        let material = Material { nonce: "n".into(), salt, mock_salt, iterations: 5 };
+        let known = Arc::new(Known::new(Secret::parse(known)));
+        let mut login = Login::new(method, "u", Some(known), material);
         let secret = Some(Secret::parse(typed));
         let credentials = Credentials { user: "u".into(), secret, keys: None, nonce: "m".into() };
         let mut server = ServerLogin::new(vec![], credentials);
@@ -226,7 +231,7 @@ mod tests {
             match login.handle_message(head.tag, body, &mut next) {
                 Step::More => question = next,
                 Step::Accepted(_) => return true,
-                Step::Refused(..) => return false,
+                Step::Refused(..) | Step::Misplaced => return false,
             }
         }
     }

@@ -7,7 +7,7 @@ use switchyard_io::poller::Watch;
 use switchyard_io::{Accepted, Listener};
 
 use crate::log::Level;
-use crate::worker::client::{Client, peer_text};
+use crate::worker::client::{Client, Seat, peer_text};
 use crate::worker::message::{Listeners, Message};
 use crate::worker::{Source, Worker};
 
@@ -104,7 +104,7 @@ impl Worker {
             let from = peer_text(&peer, self.snapshot.config.settings.listen_port);
             let line = format!("socket options for {from} failed: {error}");
             self.shared.log.write(Level::Warning, &line);
-            return self.shared.client_left(self.id);
+            return self.shared.client_left(self.id, Seat::Taken);
         }
         let key = self.clients.insert(Box::new(Client::new(number, stream, peer, self.now)));
         let token = Source::Client(key).token();

@@ -14,7 +14,7 @@ use switchyard_wire::build;
 
 use crate::log::Level;
 use crate::pools::{Order, SharedPool, Stats};
-use crate::worker::client::{Activity, Notice, Stage};
+use crate::worker::client::{Activity, Lookup, Notice, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::message::Message;
 use crate::worker::server::{Server, Stage as ServerStage, Unread, Use};
@@ -78,13 +78,20 @@ impl Worker {
 
     /// A server that a waiting client was given.
     pub(super) fn grant(&mut self, key: Key, server: Box<Server>) {
+        let asks = self.clients.get(key).is_some_and(|client| match &client.stage {
+            Stage::Login(state) => state.lookup == Lookup::Waiting,
+            _ => false,
+        });
         let wanted = self.clients.get(key).is_some_and(|client| {
-            client.activity() == Some(Activity::Waiting)
+            (asks || client.activity() == Some(Activity::Waiting))
                 && client.place.as_ref().is_some_and(|p| Arc::ptr_eq(&p.pool, &server.pool))
         });
         let slot = self.take_over(server);
         if !wanted {
             return self.checkin(slot);
+        }
+        if asks {
+            return self.put_lookup(key, slot);
         }
         self.link(key, slot);
         self.kick_client(key);
@@ -94,7 +101,7 @@ impl Worker {
     }
 
     /// Makes this worker the home of a server and puts it into a slot.
-    fn take_over(&mut self, mut server: Box<Server>) -> Key {
+    pub(super) fn take_over(&mut self, mut server: Box<Server>) -> Key {
         if server.home == self.id {
             let key = server.slot;
             if let Some(slot) = self.servers.get_mut(key) {

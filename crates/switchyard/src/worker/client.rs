@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use switchyard_auth::scram::Keys;
+use switchyard_auth::secret::Known;
 use switchyard_core::client::login::Login;
 use switchyard_core::client::session::Session;
 use switchyard_core::client::startup::StartupRequest;
@@ -59,6 +60,10 @@ pub struct LoginState {
     pub request: StartupRequest,
     /// The dialogue; `None` when no question is open.
     pub dialogue: Option<Login>,
+    /// What is known about the user.
+    pub known: Option<Arc<Known>>,
+    /// The question of auth_query.
+    pub lookup: Lookup,
     /// The entry; `None` when it is unknown, which is told after authentication only.
     pub entry: Option<Arc<Entry>>,
     /// Which node it wants to go to.
@@ -67,8 +72,23 @@ pub struct LoginState {
     pub keys: Option<Keys>,
 }
 
+/// Where the question of auth_query has got to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// It is not asked.
+    No,
+    /// The client waits for a server of its place.
+    Waiting,
+    /// It was put to the server in this slot.
+    Asked(Key),
+    /// It was answered: there is such a user.
+    Found,
+    /// It was answered: there is no such user.
+    Nobody,
+}
+
 /// Who a client is, once known.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Identity {
     /// Login user.
     pub user: String,
@@ -76,16 +96,53 @@ pub struct Identity {
     pub database: String,
     /// That entry.
     pub entry: Option<Arc<Entry>>,
+    /// What log lines say of it.
+    pub shown: Shown,
+    /// Where it counts.
+    pub counted: Counted,
+}
+
+/// What log lines say of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing: it was not looked at yet.
+    Nothing,
+    /// The user; the database or the user does not exist.
+    User,
+    /// Database and user.
+    Both,
+}
+
+/// Where a client counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Nowhere.
+    Nowhere,
+    /// With its entry.
+    Entry,
+    /// With its entry and its user.
+    User,
 }
 
 impl Identity {
     /// The client is gone: it counts no more.
     pub fn left(&self, shared: &Shared) {
-        if let Some(entry) = &self.entry {
+        if let (Some(entry), Counted::Entry | Counted::User) = (&self.entry, self.counted) {
             entry.clients.fetch_sub(1, Ordering::Relaxed);
         }
-        shared.user_left(&self.user);
+        if self.counted == Counted::User {
+            shared.user_left(&self.user);
+        }
     }
+}
+
+/// Whether a client counts in max_client_conn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// It does.
+    Taken,
+    /// It was refused for want of one.
+    Refused,
 }
 
 /// Where a client's queries go.
@@ -114,6 +171,8 @@ pub struct Client {
     pub output: Pending,
     /// Whether the socket may hold unread bytes.
     pub unread: Unread,
+    /// Whether it counts in max_client_conn.
+    pub seat: Seat,
     /// Who it is.
     pub identity: Option<Arc<Identity>>,
     /// Where its queries go now.
@@ -162,6 +221,7 @@ impl Client {
             input: Vec::new(),
             output: Pending::default(),
             unread: Unread::No,
+            seat: Seat::Taken,
             identity: None,
             place: None,
             moving: None,
@@ -183,6 +243,10 @@ impl Client {
     pub fn server(&self) -> Option<Key> {
         match &self.stage {
             Stage::Session(_, Activity::Linked(server)) => Some(*server),
+            Stage::Login(state) => match state.lookup {
+                Lookup::Asked(server) => Some(server),
+                Lookup::No | Lookup::Waiting | Lookup::Found | Lookup::Nobody => None,
+            },
             _ => None,
         }
     }
@@ -210,7 +274,11 @@ impl Client {
     /// Prefix of its log lines.
     pub fn prefix(&self, listen_port: i64) -> String {
         let (database, user) = match &self.identity {
-            Some(identity) => (identity.database.as_str(), identity.user.as_str()),
+            Some(identity) => match identity.shown {
+                Shown::Nothing => ("(nodb)", "(nouser)"),
+                Shown::User => ("(nodb)", identity.user.as_str()),
+                Shown::Both => (identity.database.as_str(), identity.user.as_str()),
+            },
             None => ("(nodb)", "(nouser)"),
         };
         let database = match (&self.place, &self.identity) {

@@ -17,7 +17,7 @@ use switchyard_wire::tag::frontend;
 use crate::entries::Entry;
 use crate::log::Level;
 use crate::snapshot::Logged;
-use crate::worker::client::{Activity, Stage};
+use crate::worker::client::{Activity, Lookup, Stage};
 use crate::worker::server::{Server, Stage as ServerStage, Use};
 use crate::worker::{Todo, Worker};
 
@@ -42,6 +42,9 @@ impl Farewell {
     }
 }
 
+/// Reason of a client's end that it brought about without a word.
+const UNEXPECTED_EOF: &str = "client unexpected eof";
+
 /// Reads of unread input before a socket is closed: closing with input unread resets the
 /// connection, and the peer may lose the error that it was just sent.
 const DRAIN_READS: usize = 16;
@@ -61,7 +64,7 @@ impl Worker {
 
     /// A client's connection ended by itself.
     pub(super) fn client_gone(&mut self, key: Key) {
-        self.close_client(key, "client unexpected eof", Farewell::Silent);
+        self.close_client(key, UNEXPECTED_EOF, Farewell::Silent);
     }
 
     /// Ends a client.
@@ -75,7 +78,7 @@ impl Worker {
         let wordless = matches!(client.stage, Stage::Start)
             && client.input.is_empty()
             && client.stream.tls().is_none()
-            && farewell == Farewell::Silent;
+            && reason == UNEXPECTED_EOF;
         if !wordless && self.snapshot.log.disconnections == Logged::Yes {
             let age = self.now.saturating_duration_since(client.connected).as_secs();
             self.log_client(key, Level::Log, &format!("closing because: {reason} (age={age}s)"));
@@ -105,9 +108,8 @@ impl Worker {
         let queued = match &client.stage {
             Stage::Session(_, activity) => *activity == Activity::Waiting,
             Stage::AwaitingWelcome(_) => true,
-            Stage::Start | Stage::Login(_) | Stage::Console(_) | Stage::Cancel | Stage::Leaving => {
-                false
-            }
+            Stage::Login(state) => state.lookup == Lookup::Waiting,
+            Stage::Start | Stage::Console(_) | Stage::Cancel | Stage::Leaving => false,
         };
         if let (true, Some(place)) = (queued, &client.place) {
             let pool = Arc::clone(&place.pool);
@@ -137,7 +139,7 @@ impl Worker {
         let Some(mut client) = self.clients.remove(key) else { return };
         client.output.say_goodbye(&mut client.stream);
         self.shared.remove_key(&client.key);
-        self.shared.client_left(self.id);
+        self.shared.client_left(self.id, client.seat);
         if let Some(identity) = &client.identity {
             identity.left(&self.shared);
         }
@@ -152,6 +154,9 @@ impl Worker {
         let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
             return;
         };
+        if matches!(server.stage, ServerStage::Asked(_)) {
+            return self.close_server(slot, "client disconnect while server was not ready");
+        }
         let ServerStage::Ready(link, _) = &mut server.stage else { return };
         if inside || !server.output.is_empty() {
             let reason = "client disconnect before everything was sent to the server";

@@ -33,8 +33,9 @@ impl Worker {
         let waits = match &client.stage {
             Stage::Session(_, activity) => *activity == Activity::Waiting,
             Stage::Console(console) => console.is_waiting(),
-            Stage::Start | Stage::Login(_) | Stage::AwaitingWelcome(_) => false,
-            Stage::Cancel | Stage::Leaving => false,
+            Stage::Login(state) => state.dialogue.is_none(),
+            Stage::AwaitingWelcome(_) => true,
+            Stage::Start | Stage::Cancel | Stage::Leaving => false,
         };
         if event.closed && waits {
             return self.close_client(key, "client unexpected eof", Farewell::Silent);
@@ -58,7 +59,8 @@ impl Worker {
             return false;
         }
         match &client.stage {
-            Stage::Start | Stage::Login(_) | Stage::Cancel => true,
+            Stage::Start | Stage::Cancel => true,
+            Stage::Login(state) => state.dialogue.is_some(),
             Stage::Console(console) => !console.is_waiting(),
             Stage::AwaitingWelcome(_) | Stage::Leaving => false,
             Stage::Session(_, Activity::Idle) => true,
@@ -72,7 +74,8 @@ impl Worker {
                     ServerStage::Connecting(_)
                     | ServerStage::Securing(_)
                     | ServerStage::Login(_)
-                    | ServerStage::Between => false,
+                    | ServerStage::Between
+                    | ServerStage::Asked(_) => false,
                 })
             }
         }
@@ -330,6 +333,7 @@ impl Worker {
             ServerStage::Ready(link, _) => link,
             ServerStage::Login(_) => return self.server_login_bytes(key, data),
             ServerStage::Securing(_) => return self.tls_answer(key, data),
+            ServerStage::Asked(_) => return self.lookup_bytes(key, data),
             ServerStage::Connecting(_) | ServerStage::Between => return 0,
         };
         let client = client_key.and_then(|key| self.clients.get_mut(key));

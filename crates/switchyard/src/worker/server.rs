@@ -9,6 +9,7 @@ use switchyard_core::ids::{LaneId, ServerId, WorkerId};
 use switchyard_core::pool::Want;
 use switchyard_core::server::link::Link;
 use switchyard_core::server::login::ServerLogin;
+use switchyard_core::server::lookup::Lookup;
 use switchyard_io::{Key, Remote};
 
 use crate::pools::SharedPool;
@@ -28,6 +29,21 @@ pub enum Stage {
     Login(Box<ServerLogin>),
     /// Logged in.
     Ready(Link, Use),
+    /// Asked by auth_query for a client's user.
+    Asked(Box<Asked>),
+}
+
+/// A logged-in server with the question of auth_query.
+#[derive(Debug)]
+pub struct Asked {
+    /// What it goes on as.
+    pub link: Link,
+    /// The client whose user is looked up.
+    pub client: Key,
+    /// What was answered so far.
+    pub lookup: Lookup,
+    /// Bytes of a message that is not complete.
+    pub input: Vec<u8>,
 }
 
 /// What a logged-in server is used for.
@@ -131,6 +147,7 @@ impl Server {
     pub fn client(&self) -> Option<Key> {
         match &self.stage {
             Stage::Ready(_, Use::Linked(client)) => Some(*client),
+            Stage::Asked(asked) => Some(asked.client),
             Stage::Ready(..)
             | Stage::Connecting(_)
             | Stage::Securing(_)
@@ -144,7 +161,11 @@ impl Server {
     pub fn link(&mut self) -> Option<&mut Link> {
         match &mut self.stage {
             Stage::Ready(link, _) => Some(link),
-            Stage::Connecting(_) | Stage::Securing(_) | Stage::Login(_) | Stage::Between => None,
+            Stage::Connecting(_)
+            | Stage::Securing(_)
+            | Stage::Login(_)
+            | Stage::Between
+            | Stage::Asked(_) => None,
         }
     }
 

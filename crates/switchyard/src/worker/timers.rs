@@ -76,8 +76,14 @@ impl Worker {
             !limit.is_zero() && self.now.saturating_duration_since(since) > limit
         };
         match &client.stage {
-            Stage::Start | Stage::Login(_) => over(client.connected, settings.client_login_timeout)
-                .then_some(Due::Close("client_login_timeout")),
+            Stage::Start | Stage::Login(_) => {
+                if over(client.connected, settings.client_login_timeout) {
+                    return Some(Due::Close("client_login_timeout"));
+                }
+                // Only with auth_query there is a place before there is a session.
+                let wait = self.query_wait(client, client.place.as_ref()?);
+                over(client.waiting_since?, wait).then_some(Due::Close("query_wait_timeout"))
+            }
             Stage::AwaitingWelcome(_) => {
                 let place = client.place.as_ref()?;
                 let wait = self.query_wait(client, place);
@@ -206,7 +212,7 @@ impl Worker {
                 let stale = || server.pool.lock().machine.is_stale(server.id);
                 (fast && stale()).then_some(ServerDue::FastClose)
             }
-            ServerStage::Ready(..) => None,
+            ServerStage::Ready(..) | ServerStage::Asked(_) => None,
         }
     }
 

@@ -177,7 +177,7 @@ fn server_state(server: &Server) -> &'static str {
         | ServerStage::Login(_)
         | ServerStage::Between => "new",
         ServerStage::Ready(_, Use::Idle) => "idle",
-        ServerStage::Ready(_, Use::Linked(_)) => "active",
+        ServerStage::Ready(_, Use::Linked(_)) | ServerStage::Asked(_) => "active",
         ServerStage::Ready(_, Use::Testing) => "tested",
         ServerStage::Ready(_, Use::BeingCanceled) => "being_canceled",
     }

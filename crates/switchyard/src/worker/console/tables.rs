@@ -114,7 +114,7 @@ impl Worker {
 
     pub(in crate::worker) fn user_rows(&self) -> Vec<Row> {
         let config = &self.snapshot.config;
-        let mut names: Vec<String> = self.snapshot.users.keys().cloned().collect();
+        let mut names: Vec<String> = self.snapshot.access.users.names().cloned().collect();
         names.extend(config.users.keys().cloned());
         names.extend(config.databases.values().filter_map(|database| database.user.clone()));
         names.extend(config.databases.values().filter_map(|database| database.auth_user.clone()));

@@ -1,109 +1,60 @@
-//! How a client proves who it is: the choice of a method and the messages of its dialogue.
+//! How a client proves who it is: the messages of its dialogue.
 
 use switchyard_core::client::login::{Login, Material, Method, Step};
 use switchyard_io::Key;
 use switchyard_wire::frame;
-use switchyard_wire::tag::frontend;
+use switchyard_wire::startup::{First, first};
 
 use crate::log::Level;
 use crate::options;
-use crate::snapshot::AuthMethod;
-use crate::worker::client::Stage;
 use crate::worker::close::Farewell;
 use crate::worker::{Todo, Worker};
 
-/// How a client gets in.
-enum Entrance {
-    /// After a dialogue.
-    Dialogue(Method),
-    /// At once.
-    Open,
-    /// Not: text of the FATAL.
-    Closed(&'static str),
-}
+/// Largest message of a login, its length word included. The longest password and then some.
+const MESSAGE_MAX: usize = 128 * 1024;
 
 impl Worker {
-    fn entrance(&mut self, key: Key, console: bool, user: &str) -> Entrance {
-        let known = self.snapshot.users.contains_key(user);
-        match self.snapshot.auth {
-            AuthMethod::Any => {
-                let entry = match self.clients.get(key).map(|client| &client.stage) {
-                    Some(Stage::Login(state)) => state.entry.clone(),
-                    _ => None,
-                };
-                let forced = entry.is_some_and(|entry| entry.definition().user.is_some());
-                if console || forced {
-                    return Entrance::Open;
-                }
-                self.log_client(key, Level::Error, "auth_type=any requires forced user");
-                Entrance::Closed("bouncer config error")
-            }
-            AuthMethod::Trust if known => Entrance::Open,
-            AuthMethod::Trust => Entrance::Closed("\"trust\" authentication failed"),
-            AuthMethod::Plain => Entrance::Dialogue(Method::Plain),
-            AuthMethod::Md5 => {
-                let mut salt = [0; 4];
-                match getrandom::fill(&mut salt) {
-                    Ok(()) => Entrance::Dialogue(Method::Md5(salt)),
-                    Err(_) => Entrance::Closed("bouncer config error"),
-                }
-            }
-            AuthMethod::Scram => Entrance::Dialogue(Method::Scram),
-            AuthMethod::Unsupported => Entrance::Closed("no authentication method is found"),
-        }
-    }
-
-    pub(super) fn ask(&mut self, key: Key, console: bool, user: &str) {
-        let secret = self.snapshot.users.get(user).cloned();
-        let method = match self.entrance(key, console, user) {
-            Entrance::Open => return self.authenticated(key),
-            Entrance::Closed(text) => return self.close_client(key, text, Farewell::fatal()),
-            Entrance::Dialogue(method) => method,
-        };
-        if secret.is_none() {
-            self.log_client(key, Level::Log, &format!("no such user: {user}"));
-        }
+    /// Begins a dialogue.
+    pub(super) fn ask(&mut self, key: Key, method: Method) {
+        let Some(identity) = self.identity(key) else { return };
         let settings = &self.snapshot.config.settings;
         let iterations = u32::try_from(settings.scram_iterations).unwrap_or(4096).max(1);
-        // Stable for a user name as long as the process lives, so that nobody can tell by asking
-        // twice which users exist.
-        let seed = [&self.snapshot.mock_key[..], user.as_bytes()].concat();
-        let digest = switchyard_auth::md5::secret(&seed, b"");
-        let salt = digest.iter().skip(3).take(16).copied().collect();
-        let material = Material { nonce: options::nonce(), salt, iterations };
-        let login = Login::new(method, user, secret, material);
+        let mut salt = vec![0; 16];
+        if getrandom::fill(&mut salt).is_err() {
+            return self.close_client(key, "bouncer config error", Farewell::fatal());
+        }
+        let mock_salt = self.mock_salt(&identity.user);
+        let material = Material { nonce: options::nonce(), salt, mock_salt, iterations };
+        let Some(state) = self.login_state(key) else { return };
+        let login = Login::new(method, &identity.user, state.known.clone(), material);
         let mut bytes = Vec::new();
         login.ask(&mut bytes);
-        if let Some(client) = self.clients.get_mut(key)
-            && let Stage::Login(state) = &mut client.stage
-        {
-            state.dialogue = Some(login);
-        }
+        state.dialogue = Some(login);
         self.say(key, &bytes);
+        // It may have sent more while its user was looked up.
+        self.todo.push_back(Todo::Client(key));
+    }
+
+    /// Stable for a user name as long as the process lives, so that nobody can tell by asking
+    /// twice which users exist.
+    fn mock_salt(&self, user: &str) -> Vec<u8> {
+        let keyed = switchyard_auth::scram::keys(user.as_bytes(), &self.snapshot.mock_key, 1);
+        keyed.client_key.iter().take(16).copied().collect()
     }
 
     /// Bytes of a login dialogue; answers how many were used.
     pub(in crate::worker) fn login_bytes(&mut self, key: Key, data: &[u8]) -> usize {
-        let Some(client) = self.clients.get_mut(key) else { return data.len() };
-        let Stage::Login(state) = &mut client.stage else { return 0 };
-        let (head, body) = match frame::split(data) {
-            Ok(Some((head, body, _))) => (head, body),
-            Ok(None) if data.first().is_some_and(|tag| *tag == 0) => {
-                self.close_client(key, "client re-sent startup pkt", Farewell::fatal());
-                return data.len();
-            }
-            Ok(None) => return 0,
-            Err(bad) => {
-                let text = format!("bad packet header: '{}'", bad.hex());
-                self.close_client(key, &text, Farewell::fatal());
-                return data.len();
-            }
-        };
-        if head.tag == frontend::TERMINATE {
-            self.close_client(key, "client close request", Farewell::Silent);
-            return data.len();
+        if data.first() == Some(&0) {
+            return self.untyped_bytes(key, data);
         }
-        let Some(dialogue) = &mut state.dialogue else { return 0 };
+        let head = match frame::peek(data, MESSAGE_MAX) {
+            Ok(Some(head)) if head.len <= data.len() => head,
+            Ok(_) => return 0,
+            Err(_) => return self.bad_header(key, data),
+        };
+        let body = &data[frame::HEADER..head.len];
+        let dialogue = self.login_state(key).and_then(|state| state.dialogue.as_mut());
+        let Some(dialogue) = dialogue else { return 0 };
         let mut out = Vec::new();
         let step = dialogue.handle_message(head.tag, body, &mut out);
         if !out.is_empty() {
@@ -112,9 +63,7 @@ impl Worker {
         match step {
             Step::More => {}
             Step::Accepted(keys) => {
-                if let Some(client) = self.clients.get_mut(key)
-                    && let Stage::Login(state) = &mut client.stage
-                {
+                if let Some(state) = self.login_state(key) {
                     state.dialogue = None;
                     state.keys = keys;
                 }
@@ -124,12 +73,37 @@ impl Worker {
                 if let Some(cause) = cause {
                     self.log_client(key, Level::Error, &cause);
                 }
-                self.close_client(key, text, Farewell::fatal());
+                self.refuse(key, text);
             }
+            Step::Misplaced => self.close_client(key, "bad packet", Farewell::Silent),
         }
         if head.len < data.len() {
             self.todo.push_back(Todo::Client(key));
         }
         head.len
+    }
+
+    /// A message without a type, which belongs before the startup packet.
+    fn untyped_bytes(&mut self, key: Key, data: &[u8]) -> usize {
+        match first(data) {
+            First::More => 0,
+            First::Ssl(len) | First::Gss(len) => {
+                self.say(key, b"N");
+                len
+            }
+            First::Startup(..) => {
+                self.close_client(key, "client re-sent startup pkt", Farewell::fatal());
+                data.len()
+            }
+            First::Cancel(_) | First::Password | First::Typed | First::Bad(_) => {
+                self.bad_header(key, data)
+            }
+        }
+    }
+
+    fn bad_header(&mut self, key: Key, data: &[u8]) -> usize {
+        let hex: String = frame::hint(data).iter().map(|byte| format!("{byte:02x}")).collect();
+        self.close_client(key, &format!("bad packet header: '{hex}'"), Farewell::fatal());
+        data.len()
     }
 }

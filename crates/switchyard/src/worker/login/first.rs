@@ -8,6 +8,7 @@ use switchyard_wire::build;
 use switchyard_wire::startup::{First, first};
 
 use crate::log::Level;
+use crate::worker::client::Seat;
 use crate::worker::close::Farewell;
 use crate::worker::console::CONSOLE;
 use crate::worker::secure::HELLO;
@@ -95,7 +96,10 @@ impl Worker {
         };
         let console = request.database == CONSOLE;
         let limit = usize::try_from(settings.max_client_conn).unwrap_or(0);
-        if !console && self.shared.clients() > limit {
+        if !console && self.shared.is_one_too_many(limit) {
+            if let Some(client) = self.clients.get_mut(key) {
+                client.seat = Seat::Refused;
+            }
             let text = "no more connections allowed (max_client_conn)";
             return self.close_client(key, text, Farewell::fatal());
         }

@@ -1,12 +1,14 @@
 //! From a connection's first bytes to its welcome.
 //!
 //! `first` reads what comes before a startup packet and the packet itself; `identify` counts the
-//! client and checks what is checked before it is asked for anything; `dialogue` asks; `welcome`
-//! lets it in. Invariant: every login ends in one welcome or one FATAL.
+//! client and checks what is checked before it is asked for anything; `lookup` asks a server for
+//! its user; `method` chooses the proof; `dialogue` asks for it; `welcome` lets it in. Invariant: every login ends in one welcome or one FATAL.
 
 mod dialogue;
 mod first;
 mod identify;
+mod lookup;
+mod method;
 mod welcome;
 
 use switchyard_io::Key;

@@ -9,6 +9,7 @@ use switchyard_wire::build::{self, Authentication, Report};
 
 use crate::entries::Admission;
 use crate::pools::{Stats, Welcome};
+use crate::snapshot::AuthMethod;
 use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::console::{CONSOLE, ConsoleClient, Rights};
@@ -17,11 +18,15 @@ use crate::worker::{Todo, Worker};
 impl Worker {
     /// The client is who it says.
     pub(super) fn authenticated(&mut self, key: Key) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let Stage::Login(state) = &mut client.stage else { return };
-        let (database, user) = (state.request.database.clone(), state.request.user.clone());
+        let Some(identity) = self.identity(key) else { return };
+        let Some(state) = self.login_state(key) else { return };
+        let (database, user) = (identity.database.clone(), identity.user.clone());
         if database == CONSOLE {
-            let admin = self.snapshot.config.settings.admin_users.contains(&user);
+            // Under auth_type=any the user is the console's own, and the name given decides.
+            let any = self.snapshot.auth == AuthMethod::Any;
+            let name = self.login_state(key).map(|state| state.request.user.clone());
+            let name = name.filter(|_| any).unwrap_or(user);
+            let admin = self.snapshot.config.settings.admin_users.contains(&name);
             return self.enter_console(key, if admin { Rights::Admin } else { Rights::Stats });
         }
         let keys = state.keys.take();
