@@ -52,7 +52,7 @@ fn name(byte: Option<&u8>) -> String {
 }
 
 /// `a=value` at the start of `text`, and what follows its comma.
-fn attribute<'a>(text: &'a [u8], wanted: u8) -> Result<(&'a [u8], &'a [u8]), ScramError> {
+fn attribute(text: &[u8], wanted: u8) -> Result<(&[u8], &[u8]), ScramError> {
     if text.first() != Some(&wanted) {
         return malformed(format!("attribute \"{}\" expected", char::from(wanted)));
     }

@@ -2,7 +2,8 @@
 //!
 //! `first` reads what comes before a startup packet and the packet itself; `identify` counts the
 //! client and checks what is checked before it is asked for anything; `lookup` asks a server for
-//! its user; `method` chooses the proof; `dialogue` asks for it; `welcome` lets it in. Invariant: every login ends in one welcome or one FATAL.
+//! its user; `method` chooses the proof; `dialogue` asks for it; `welcome` lets it in. Invariant:
+//! every login ends in one welcome or one FATAL.
 
 mod dialogue;
 mod first;
