@@ -30,6 +30,8 @@ pub enum Severity {
     Error,
     /// It can, but it is hardly what was meant.
     Warning,
+    /// It can, and one line of it undoes another.
+    Advice,
     /// A setting does nothing here.
     Ignored,
     /// Something works here that does not work, or works less well, in PgBouncer.

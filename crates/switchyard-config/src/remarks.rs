@@ -24,7 +24,7 @@ fn repeated(items: &[Item], found: &mut Vec<Diagnostic>) {
         let name = (item.section.name(), item.key.as_str());
         if let Some(before) = seen.insert(name, &item.place) {
             let text = format!("{} was set before ({before}), this line wins", item.key);
-            found.push(Diagnostic::at(Severity::Warning, text, &item.place, item.columns.0));
+            found.push(Diagnostic::at(Severity::Advice, text, &item.place, item.columns.0));
         }
     }
 }

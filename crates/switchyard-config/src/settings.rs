@@ -245,7 +245,7 @@ settings! {
     idle_transaction_timeout: Duration, Some("0"), Some("0"), Run, Active;
     ignore_startup_parameters: Names, Some(""), Some(""), Run, Active;
     io: Io, Some("auto"), Some("auto"), Start, Inert;
-    job_name: String, Some("pgbouncer"), Some("pgbouncer"), Start, Inert;
+    job_name: String, Some("pgbouncer"), Some("pgbouncer"), Start, Active;
     listen_addr: Names, Some(""), Some(""), Start, Active;
     listen_backlog: i64, Some("128"), Some("128"), Start, Active;
     listen_port: i64, Some("6432"), Some("6432"), Start, Active;
@@ -336,7 +336,7 @@ settings! {
     syslog: bool, Some("0"), Some("0"), Run, Inert;
     syslog_facility: String, Some("daemon"), Some("daemon"), Run, Inert;
     syslog_ident: String, Some("pgbouncer"), Some("pgbouncer"), Run, Inert;
-    tcp_defer_accept: bool, Some("1"), Some("1"), Run, Inert;
+    tcp_defer_accept: bool, Some("1"), Some("1"), Run, Active;
     tcp_keepalive: bool, Some("1"), Some("1"), Run, Active;
     tcp_keepcnt: i64, Some("0"), Some("0"), Run, Active;
     tcp_keepidle: i64, Some("0"), Some("0"), Run, Active;
@@ -349,7 +349,7 @@ settings! {
     track_extra_parameters: Names, Some("IntervalStyle"), Some("IntervalStyle"), Start, Active;
     transaction_timeout: Duration, Some("0"), Some("0"), Run, Active;
     unix_socket_dir: String, Some("/tmp"), Some("/tmp"), Start, Active;
-    unix_socket_group: String, Some(""), Some(""), Start, Inert;
+    unix_socket_group: String, Some(""), Some(""), Start, Active;
     unix_socket_mode: i64, Some("0777"), Some("0777"), Start, Active;
     untracked_set: UntrackedSet, Some("ignore"), Some("ignore"), Run, Active;
     user: Option<String>, None, None, Start, Active;

@@ -7,10 +7,11 @@ pub mod inbox;
 pub mod listener;
 pub mod poller;
 pub mod stream;
+pub mod sys;
 pub mod table;
 
 pub use inbox::{Inbox, Sender};
 pub use listener::{Accepted, Listener, Peer};
 pub use poller::{Poller, Ready};
-pub use stream::{Recv, Remote, SocketOptions, Stream};
+pub use stream::{FailedStep, Recv, Remote, SocketOptions, Stream};
 pub use table::{Key, Table};

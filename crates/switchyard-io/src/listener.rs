@@ -2,13 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 
 use mio::event::Source;
 use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::stream::{Stream, unix_address};
+use crate::stream::{FailedStep, Stream, unix_address};
+use crate::sys;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -42,6 +44,9 @@ pub struct Accepted {
     pub peer: Peer,
 }
 
+/// Longest time for which a connection without a byte stays unreported.
+const DEFER_SECONDS: i32 = 45;
+
 /// Whether several sockets may listen on one port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortSharing {
@@ -53,22 +58,52 @@ pub enum PortSharing {
 
 impl Listener {
     /// Listens on an address. IPv6 sockets do not take IPv4 connections.
-    pub fn tcp(address: SocketAddr, backlog: i32, sharing: PortSharing) -> io::Result<Listener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    pub fn tcp(
+        address: SocketAddr,
+        backlog: i32,
+        sharing: PortSharing,
+    ) -> Result<Listener, FailedStep> {
+        let step = |name| move |error| FailedStep { name, error };
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
+        let socket = socket.map_err(step("socket()"))?;
         if address.is_ipv6() {
-            socket.set_only_v6(true)?;
+            socket.set_only_v6(true).map_err(step("setsockopt(IPV6_V6ONLY)"))?;
         }
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(sharing == PortSharing::Shared)?;
-        socket.bind(&address.into())?;
-        socket.listen(backlog)?;
-        socket.set_nonblocking(true)?;
+        socket.set_reuse_address(true).map_err(step("setsockopt(SO_REUSEADDR)"))?;
+        let shared = sharing == PortSharing::Shared;
+        socket.set_reuse_port(shared).map_err(step("setsockopt(SO_REUSEPORT)"))?;
+        socket.bind(&address.into()).map_err(step("bind()"))?;
+        socket.listen(backlog).map_err(step("listen()"))?;
+        socket.set_nonblocking(true).map_err(step("fcntl(O_NONBLOCK)"))?;
         Ok(Listener::Tcp(TcpListener::from_std(socket.into())))
     }
 
+    /// Whether connections are reported with their first bytes only. Unix sockets have no such
+    /// thing.
+    pub fn set_defer_accept(&self, defer: bool) -> io::Result<()> {
+        match self {
+            Listener::Tcp(listener) => {
+                sys::set_defer_accept(listener.as_fd(), if defer { DEFER_SECONDS } else { 0 })
+            }
+            Listener::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Another descriptor of a TCP listener, by which it can be shut from any thread; `None` for
+    /// a unix socket.
+    pub fn handle(&self) -> Option<OwnedFd> {
+        match self {
+            Listener::Tcp(listener) => listener.as_fd().try_clone_to_owned().ok(),
+            Listener::Unix(_) => None,
+        }
+    }
+
     /// Listens on a unix socket path, or an abstract name that starts with `@`.
-    pub fn unix(path: &str) -> io::Result<Listener> {
+    pub fn unix(path: &str, backlog: i32) -> io::Result<Listener> {
         let listener = std::os::unix::net::UnixListener::bind_addr(&unix_address(path)?)?;
+        // A second call changes the length of the queue.
+        rustix::net::listen(&listener, backlog)?;
         listener.set_nonblocking(true)?;
         Ok(Listener::Unix(UnixListener::from_std(listener)))
     }

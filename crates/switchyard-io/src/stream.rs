@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::time::Duration;
 
@@ -56,6 +57,15 @@ pub struct SocketOptions {
     pub user_timeout: u32,
     /// SO_SNDBUF and SO_RCVBUF in bytes.
     pub buffer: usize,
+}
+
+/// A step of making or tuning a socket that failed.
+#[derive(Debug)]
+pub struct FailedStep {
+    /// The call.
+    pub name: &'static str,
+    /// What the system said.
+    pub error: io::Error,
 }
 
 impl Stream {
@@ -122,32 +132,47 @@ impl Stream {
     }
 
     /// Applies socket options; unix sockets have none of them.
-    pub fn set_options(&self, options: &SocketOptions) -> io::Result<()> {
+    pub fn set_options(&self, options: &SocketOptions) -> Result<(), FailedStep> {
         let Stream::Tcp(stream) = self else { return Ok(()) };
-        stream.set_nodelay(true)?;
+        let step = |name| move |error| FailedStep { name, error };
         let socket = SockRef::from(stream);
+        socket.set_tcp_nodelay(true).map_err(step("setsockopt/TCP_NODELAY"))?;
         if options.keepalive {
-            let mut keepalive = TcpKeepalive::new();
+            socket.set_keepalive(true).map_err(step("setsockopt/SO_KEEPALIVE"))?;
             if options.keepidle > 0 {
-                keepalive = keepalive.with_time(Duration::from_secs(options.keepidle.into()));
+                let idle = Duration::from_secs(options.keepidle.into());
+                let keepalive = TcpKeepalive::new().with_time(idle);
+                socket.set_tcp_keepalive(&keepalive).map_err(step("setsockopt/TCP_KEEPIDLE"))?;
             }
             if options.keepintvl > 0 {
-                keepalive = keepalive.with_interval(Duration::from_secs(options.keepintvl.into()));
+                let interval = Duration::from_secs(options.keepintvl.into());
+                let keepalive = TcpKeepalive::new().with_interval(interval);
+                socket.set_tcp_keepalive(&keepalive).map_err(step("setsockopt/TCP_KEEPINTVL"))?;
             }
             if options.keepcnt > 0 {
-                keepalive = keepalive.with_retries(options.keepcnt);
+                let keepalive = TcpKeepalive::new().with_retries(options.keepcnt);
+                socket.set_tcp_keepalive(&keepalive).map_err(step("setsockopt/TCP_KEEPCNT"))?;
             }
-            socket.set_tcp_keepalive(&keepalive)?;
         }
         if options.user_timeout > 0 {
-            let timeout = Duration::from_millis(options.user_timeout.into());
-            socket.set_tcp_user_timeout(Some(timeout))?;
+            let timeout = Some(Duration::from_millis(options.user_timeout.into()));
+            socket.set_tcp_user_timeout(timeout).map_err(step("setsockopt/TCP_USER_TIMEOUT"))?;
         }
         if options.buffer > 0 {
-            socket.set_send_buffer_size(options.buffer)?;
-            socket.set_recv_buffer_size(options.buffer)?;
+            let step = step("setsockopt/SO_SNDBUF");
+            socket.set_send_buffer_size(options.buffer).map_err(step)?;
+            let step = |error| FailedStep { name: "setsockopt/SO_RCVBUF", error };
+            socket.set_recv_buffer_size(options.buffer).map_err(step)?;
         }
         Ok(())
+    }
+
+    /// Number of its descriptor.
+    pub fn number(&self) -> RawFd {
+        match self {
+            Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) => stream.as_raw_fd(),
+        }
     }
 
     /// Stops sending, so that the peer sees an end behind the last byte.

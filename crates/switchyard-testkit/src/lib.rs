@@ -10,6 +10,7 @@ mod postgres;
 pub mod raw;
 mod rules;
 mod session;
+mod workplace;
 mod writers;
 
 use std::io;
@@ -26,6 +27,7 @@ pub use postgres::{Postgres, programs};
 pub use raw::Raw;
 pub use rules::Rules;
 pub use session::Session;
+pub use workplace::{Running, Said, Workplace, signal};
 pub use writers::{Cost, Writers};
 
 /// Unprivileged user that servers run as when we are root, which PostgreSQL refuses.

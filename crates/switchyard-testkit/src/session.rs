@@ -17,7 +17,8 @@ pub struct Session {
 const END: &str = "--end of answer--";
 
 impl Session {
-    pub(crate) fn open(port: u16, user: &str, database: &str) -> io::Result<Self> {
+    /// Opens one; it is there when its first answer is.
+    pub fn open(port: u16, user: &str, database: &str) -> io::Result<Self> {
         let mut child = Command::new(postgres::programs()?.join("psql"))
             .env("PGPASSWORD", "secret")
             .args(["-X", "-q", "-A", "-t", "-h", "127.0.0.1", "-U", user, "-d", database])

@@ -4,12 +4,16 @@
 //! threads, sockets and clocks.
 
 pub mod access;
+pub mod arguments;
+pub mod check;
+pub mod ending;
 pub mod entries;
 pub mod hooks;
 pub mod listen;
 pub mod log;
 pub mod options;
 pub mod pools;
+pub mod process;
 pub mod reload;
 pub mod services;
 pub mod shared;

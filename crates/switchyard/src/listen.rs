@@ -1,163 +1,170 @@
-//! What start-up needs of the operating system: sockets, the pid file, the user, limits.
+//! Listening sockets: where, with which rights, and what is said about those that cannot be made.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::Write;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use rustix::process::{Resource, geteuid, getrlimit};
-use switchyard_config::{Config, Settings};
+use nix::unistd::Group;
+use rustix::fs::Mode;
+use rustix::process::umask;
+use switchyard_config::{Settings, reason};
 use switchyard_io::Listener;
 use switchyard_io::listener::PortSharing;
 
 use crate::log::{Level, Log};
 
-/// Switches to a user, and refuses to work as root.
-pub fn become_user(user: Option<&str>) -> Result<(), String> {
-    if !geteuid().is_root() {
-        return Ok(());
-    }
-    let refused = "Switchyard should not run as root";
-    let Some(user) = user else { return Err(refused.into()) };
-    // Changing the ids of all threads of a running process needs the C library's own function;
-    // starting again through setpriv does the same without it.
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let error = std::os::unix::process::CommandExt::exec(
-        std::process::Command::new("setpriv")
-            .args(["--reuid", user, "--regid", user, "--init-groups", "--"])
-            .arg(program)
-            .args(arguments),
-    );
-    Err(format!("cannot become user {user}: setpriv: {error}"))
+/// What the process listens on.
+#[derive(Debug, Default)]
+pub struct Opened {
+    /// The sockets.
+    pub listeners: Vec<Listener>,
+    /// Files to remove at the end.
+    pub files: Vec<PathBuf>,
 }
 
-/// Sockets to listen on, and the files to remove at the end.
-pub fn open(settings: &Settings, log: &Log) -> Result<(Vec<Listener>, Vec<PathBuf>), String> {
-    let port = u16::try_from(settings.listen_port).map_err(|_| "listen_port is no port number")?;
-    let mut files = Vec::new();
-    let unix = open_unix(settings, port, log, &mut files)?;
-    let mut listeners = open_tcp(settings, port, log);
-    if listeners.is_empty() && !settings.listen_addr.list.is_empty() {
-        let list = settings.listen_addr.list.join(",");
-        return Err(format!("failed to listen on any address in listen_addr list: {list}"));
+impl Opened {
+    /// Handles by which TCP listeners can be shut from any thread.
+    pub fn handles(&self) -> Vec<OwnedFd> {
+        self.listeners.iter().filter_map(Listener::handle).collect()
     }
-    listeners.extend(unix);
-    if listeners.is_empty() {
+}
+
+/// Path of the unix socket; `None` if there is to be none.
+pub fn unix_path(settings: &Settings) -> Option<String> {
+    let directory = settings.unix_socket_dir.as_str();
+    (!directory.is_empty()).then(|| format!("{directory}/.s.PGSQL.{}", settings.listen_port))
+}
+
+/// Refuses to start where another process answers on the unix socket.
+pub fn check_unix(settings: &Settings) -> Result<(), String> {
+    let Some(path) = unix_path(settings) else { return Ok(()) };
+    let answers = match path.strip_prefix('@') {
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            std::os::unix::net::SocketAddr::from_abstract_name(name)
+                .is_ok_and(|address| UnixStream::connect_addr(&address).is_ok())
+        }
+        None => UnixStream::connect(&path).is_ok(),
+    };
+    if answers { Err("unix socket is in use, cannot continue".into()) } else { Ok(()) }
+}
+
+/// Opens all sockets.
+pub fn open(settings: &Settings, log: &Log) -> Result<Opened, String> {
+    let port = u16::try_from(settings.listen_port).map_err(|_| "listen_port is no port number")?;
+    let mut opened = Opened { listeners: open_tcp(settings, port, log)?, files: Vec::new() };
+    open_unix(settings, log, &mut opened)?;
+    if opened.listeners.is_empty() {
         return Err("nowhere to listen on".into());
     }
-    Ok((listeners, files))
+    Ok(opened)
 }
 
-fn addresses(name: &str, port: u16) -> Vec<SocketAddr> {
+fn addresses(name: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if name == "*" {
         let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        return any.map(|address| SocketAddr::new(address, port)).to_vec();
+        return Ok(any.map(|address| SocketAddr::new(address, port)).to_vec());
     }
-    (name, port).to_socket_addrs().map(Iterator::collect).unwrap_or_default()
+    (name, port).to_socket_addrs().map(Iterator::collect).map_err(|error| {
+        let text = reason(&error);
+        let text = text.rsplit_once(": ").map_or(text.as_str(), |(_, words)| words);
+        format!("cannot listen on {name}: getaddrinfo(): {text}")
+    })
 }
 
-fn open_tcp(settings: &Settings, port: u16, log: &Log) -> Vec<Listener> {
-    let backlog = i32::try_from(settings.listen_backlog).unwrap_or(128);
+fn open_tcp(settings: &Settings, port: u16, log: &Log) -> Result<Vec<Listener>, String> {
+    let backlog = i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX);
     let sharing = if settings.so_reuseport { PortSharing::Shared } else { PortSharing::Exclusive };
     let mut listeners = Vec::new();
     for name in &settings.listen_addr.list {
-        let addresses = addresses(name, port);
-        if addresses.is_empty() {
-            log.write(Level::Warning, &format!("cannot listen on {name}: unknown address"));
-        }
+        let addresses = match addresses(name, port) {
+            Ok(addresses) => addresses,
+            Err(line) => {
+                log.write(Level::Warning, &line);
+                continue;
+            }
+        };
         for address in addresses {
             match Listener::tcp(address, backlog, sharing) {
                 Ok(listener) => {
                     log.write(Level::Log, &format!("listening on {address}"));
+                    defer_accept(&listener, settings, log);
                     listeners.push(listener);
                 }
-                Err(error) => {
-                    let line = format!("cannot listen on {address}: bind(): {error}");
+                Err(failed) => {
+                    let reason = reason(&failed.error);
+                    let line = format!("cannot listen on {address}: {}: {reason}", failed.name);
                     log.write(Level::Warning, &line);
                 }
             }
         }
     }
-    listeners
+    if listeners.is_empty() && !settings.listen_addr.list.is_empty() {
+        let list = settings.listen_addr.list.join(",");
+        return Err(format!("failed to listen on any address in listen_addr list: {list}"));
+    }
+    Ok(listeners)
 }
 
-fn open_unix(
-    settings: &Settings,
-    port: u16,
-    log: &Log,
-    files: &mut Vec<PathBuf>,
-) -> Result<Option<Listener>, String> {
-    let directory = settings.unix_socket_dir.as_str();
-    if directory.is_empty() {
-        return Ok(None);
+/// Brings an open listener in line with tcp_defer_accept.
+pub fn defer_accept(listener: &Listener, settings: &Settings, log: &Log) {
+    if let Err(error) = listener.set_defer_accept(settings.tcp_defer_accept) {
+        let line = format!("setsockopt/TCP_DEFER_ACCEPT failed: {}", reason(&error));
+        log.write(Level::Warning, &line);
     }
-    let path = format!("{directory}/.s.PGSQL.{port}");
-    let file = PathBuf::from(&path);
-    if !path.starts_with('@') {
-        if Path::new(&format!("{path}.lock")).exists() {
-            return Err(format!("unix port {port} is in use"));
+}
+
+fn open_unix(settings: &Settings, log: &Log, opened: &mut Opened) -> Result<(), String> {
+    let Some(path) = unix_path(settings) else { return Ok(()) };
+    let is_file = !path.starts_with('@');
+    if is_file {
+        if fs::symlink_metadata(format!("{path}.lock")).is_ok() {
+            return Err(format!("unix port {} is in use", settings.listen_port));
         }
-        if UnixStream::connect(&file).is_ok() {
-            return Err("unix socket is in use, cannot continue".into());
-        }
-        // A stale file of a process that died is in the way.
-        let _ = fs::remove_file(&file);
+        // Nobody answers there: it is the file of a process that died.
+        let _ = fs::remove_file(&path);
     }
-    let listener = Listener::unix(&path).map_err(|error| {
-        log.write(Level::Error, &format!("cannot listen on unix:{path}: {error}"));
-        "failed to create unix socket".to_string()
-    })?;
-    if !path.starts_with('@') {
-        let mode = u32::try_from(settings.unix_socket_mode).unwrap_or(0o777);
-        fs::set_permissions(&file, Permissions::from_mode(mode))
-            .map_err(|error| format!("cannot set the mode of {path}: {error}"))?;
-        files.push(file);
+    let group = group(settings).map_err(|text| failed_unix(log, &path, &text))?;
+    let backlog = i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX);
+    let mode = u32::try_from(settings.unix_socket_mode).unwrap_or(0o777) & 0o777;
+    // The file is never open to more than it has to be, not even for a moment.
+    let before = umask(Mode::from_raw_mode(!mode & 0o777));
+    let listener = Listener::unix(&path, backlog);
+    umask(before);
+    let listener = listener
+        .map_err(|error| failed_unix(log, &path, &format!("bind(): {}", reason(&error))))?;
+    if is_file {
+        if let Some(group) = group {
+            chown(&path, None, Some(group)).map_err(|error| {
+                failed_unix(log, &path, &format!("chown(): {}", reason(&error)))
+            })?;
+        }
+        opened.files.push(PathBuf::from(&path));
     }
     log.write(Level::Log, &format!("listening on unix:{path}"));
-    Ok(Some(listener))
+    opened.listeners.push(listener);
+    Ok(())
 }
 
-/// Refuses to start beside a living process with the same pid file.
-pub fn check_pidfile(settings: &Settings, log: &Log) -> Result<(), String> {
-    let path = settings.pidfile.as_str();
-    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
-    let pid: u32 = text.trim().parse().unwrap_or(0);
-    if pid > 0 && Path::new(&format!("/proc/{pid}")).exists() {
-        return Err(format!("pidfile '{path}' exists, another instance running?"));
+fn failed_unix(log: &Log, path: &str, text: &str) -> String {
+    log.write(Level::Error, &format!("cannot listen on unix:{path}: {text}"));
+    "failed to create unix socket".into()
+}
+
+/// The group of unix_socket_group, a name or a number.
+fn group(settings: &Settings) -> Result<Option<u32>, String> {
+    let name = settings.unix_socket_group.as_str();
+    if name.is_empty() {
+        return Ok(None);
     }
-    log.write(Level::Log, "stale pidfile, removing");
-    fs::remove_file(path).map_err(|error| format!("cannot remove pidfile '{path}': {error}"))
-}
-
-/// Writes the pid file.
-pub fn write_pidfile(path: &str) -> Result<(), String> {
-    let file = OpenOptions::new().write(true).create_new(true).open(path);
-    file.and_then(|mut file| writeln!(file, "{}", std::process::id()))
-        .map_err(|error| format!("cannot write pidfile '{path}': {error}"))
-}
-
-/// Server connections that the configuration allows.
-pub fn server_slots(config: &Config) -> i64 {
-    let users = i64::try_from(config.users.len()).unwrap_or(0).max(1);
-    let slots = |database: &switchyard_config::Database| {
-        let size = database.pool_size.unwrap_or(config.settings.default_pool_size);
-        if database.user.is_some() { size } else { size * users }
-    };
-    config.databases.values().map(slots).sum()
-}
-
-/// The line about descriptors.
-pub fn note_descriptors(expected: i64, clients: i64, log: &Log) {
-    let limit = getrlimit(Resource::Nofile);
-    let show = |limit: Option<u64>| limit.map_or("unlimited".to_string(), |n| n.to_string());
-    let line = format!(
-        "kernel file descriptor limit: {} (hard: {}); max_client_conn: {clients}, \
-         max expected fd use: {expected}",
-        show(limit.current),
-        show(limit.maximum),
-    );
-    log.write(Level::Log, &line);
+    if let Ok(number) = name.parse() {
+        return Ok(Some(number));
+    }
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
+        Ok(None) | Err(_) => Err(format!("could not find group '{name}'")),
+    }
 }

@@ -10,6 +10,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use switchyard_config::reason;
+use switchyard_io::sys::LocalTime;
+
 /// Severity of a line, most severe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -61,7 +64,17 @@ struct Sink {
     stderr: Stderr,
     path: Option<PathBuf>,
     file: Option<File>,
+    ending: Ending,
     complained: Option<Instant>,
+}
+
+/// How the last line in the file ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// As it should.
+    Whole,
+    /// In the middle, for example because the disk was full.
+    Torn,
 }
 
 /// Pause between two complaints about a log file that cannot be written.
@@ -70,7 +83,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 impl Log {
     /// A log that goes to stderr until [`Log::set_file`] names a file.
     pub fn new(stderr: Stderr) -> Self {
-        let sink = Sink { stderr, path: None, file: None, complained: None };
+        let sink = Sink { stderr, path: None, file: None, ending: Ending::Whole, complained: None };
         Log { verbose: AtomicU8::new(0), sink: Mutex::new(sink) }
     }
 
@@ -79,11 +92,17 @@ impl Log {
         self.verbose.store(verbose, Ordering::Relaxed);
     }
 
+    /// Whether lines go to stderr from now on.
+    pub fn set_stderr(&self, stderr: Stderr) {
+        self.lock().stderr = stderr;
+    }
+
     /// Names the log file; it is opened at the next line. `None` means stderr only.
     pub fn set_file(&self, path: Option<PathBuf>) {
         let mut sink = self.lock();
         sink.path = path;
         sink.file = None;
+        sink.ending = Ending::Whole;
         sink.complained = None;
     }
 
@@ -126,9 +145,31 @@ impl Sink {
                 Err(error) => return self.complain(&error),
             }
         }
-        if let Some(Err(error)) = self.file.as_mut().map(|file| file.write_all(line)) {
+        if let Err(error) = self.append(line) {
             self.complain(&error);
         }
+    }
+
+    /// Appends a line, in one call if the system takes it whole.
+    fn append(&mut self, line: &[u8]) -> std::io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        if self.ending == Ending::Torn {
+            file.write_all(b"\n")?;
+            self.ending = Ending::Whole;
+        }
+        let mut rest = line;
+        while !rest.is_empty() {
+            match file.write(rest) {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    rest = &rest[written..];
+                    self.ending = if rest.is_empty() { Ending::Whole } else { Ending::Torn };
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Says on stderr, once a minute, that the log file cannot be written; the pooler goes on.
@@ -138,54 +179,30 @@ impl Sink {
         if due {
             self.complained = Some(now);
             let path = self.path.as_deref().map(|path| path.display().to_string());
-            let path = path.unwrap_or_default();
-            let _ = writeln!(std::io::stderr(), "could not write log file '{path}': {error}");
+            let (path, text) = (path.unwrap_or_default(), reason(error));
+            let _ = writeln!(std::io::stderr(), "could not write log file '{path}': {text}");
         }
     }
 }
 
-/// `YYYY-MM-DD HH:MM:SS.mmm UTC` of a moment.
+/// `YYYY-MM-DD HH:MM:SS.mmm TZ` of a moment.
 fn timestamp(at: SystemTime) -> String {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let civil = Civil::of(since.as_secs());
-    format!("{civil}.{:03} UTC", since.subsec_millis())
+    let (text, zone) = parts(since);
+    format!("{text}.{:03} {zone}", since.subsec_millis())
 }
 
-/// Time text of console columns: `YYYY-MM-DD HH:MM:SS UTC`.
+/// Time text of console columns: `YYYY-MM-DD HH:MM:SS TZ`.
 pub fn time_text(at: SystemTime) -> String {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("{} UTC", Civil::of(since.as_secs()))
+    let (text, zone) = parts(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    format!("{text} {zone}")
 }
 
-struct Civil {
-    year: i64,
-    month: u64,
-    day: u64,
-    second_of_day: u64,
-}
-
-impl Civil {
-    /// Days-to-civil conversion of the proleptic Gregorian calendar, counted in eras of 400 years.
-    fn of(seconds: u64) -> Self {
-        let days = seconds / 86_400 + 719_468;
-        let (era, day_of_era) = (days / 146_097, days % 146_097);
-        let year_of_era =
-            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let shifted = (5 * day_of_year + 2) / 153;
-        let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-        let year = (year_of_era + era * 400) as i64 + i64::from(month <= 2);
-        let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-        Civil { year, month, day, second_of_day: seconds % 86_400 }
-    }
-}
-
-impl std::fmt::Display for Civil {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let s = self.second_of_day;
-        let (h, m, s) = (s / 3600, s / 60 % 60, s % 60);
-        write!(f, "{:04}-{:02}-{:02} {h:02}:{m:02}:{s:02}", self.year, self.month, self.day)
-    }
+fn parts(since: Duration) -> (String, String) {
+    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    let Some(at) = LocalTime::of(seconds) else { return Default::default() };
+    let LocalTime { year, month, day, hour, minute, second, zone } = at;
+    (format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"), zone)
 }
 
 #[cfg(test)]
@@ -193,14 +210,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn civil_dates() {
-        for (seconds, text) in [
-            (0, "1970-01-01 00:00:00 UTC"),
-            (951_782_400, "2000-02-29 00:00:00 UTC"),
-            (1_798_761_599, "2026-12-31 23:59:59 UTC"),
-        ] {
-            assert_eq!(time_text(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
-        }
+    fn moments_are_written_as_pgbouncer_writes_them() {
+        let moment = SystemTime::UNIX_EPOCH + Duration::from_millis(951_782_400_050);
+        let text = timestamp(moment);
+        assert!(text.starts_with("2000-02-2") && text.contains(":00.050 "), "{text}");
+        assert_eq!(time_text(moment), text.replace(".050", ""));
     }
 
     #[test]

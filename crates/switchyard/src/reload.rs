@@ -33,7 +33,7 @@ pub fn read_config(path: &Path, log: &Log, occasion: Occasion) -> Option<Config>
             Severity::Error => Level::Error,
             Severity::Warning => Level::Warning,
             Severity::Ignored if occasion == Occasion::Start => Level::Warning,
-            Severity::Ignored | Severity::Better => continue,
+            Severity::Ignored | Severity::Advice | Severity::Better => continue,
         };
         log.write(level, &one.to_string());
     }

@@ -4,7 +4,6 @@
 //! an entry's list of pools while a pool is made.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -19,6 +18,7 @@ use switchyard_core::prepared::Registry;
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::view::{NodeId, View};
 
+use crate::ending::Remains;
 use crate::entries::{Entry, Made};
 use crate::hooks::stats::AllStats;
 use crate::hooks::{HookOptions, Host, Notice};
@@ -42,8 +42,9 @@ pub struct Shared {
     pub log: Arc<Log>,
     /// Texts of named statements.
     pub registry: Registry,
+    /// What is closed and removed at the end.
+    pub remains: Remains,
     lifecycle: Mutex<Lifecycle>,
-    files: Mutex<Vec<PathBuf>>,
     /// What is counted.
     pub ledger: Ledger,
     consoles: AtomicUsize,
@@ -73,7 +74,7 @@ impl Shared {
             log,
             registry: Registry::default(),
             lifecycle: Mutex::new(Lifecycle::default()),
-            files: Mutex::new(Vec::new()),
+            remains: Remains::default(),
             ledger: Ledger::new(workers),
             consoles: AtomicUsize::new(0),
             reloading: Mutex::new(()),
@@ -194,23 +195,6 @@ impl Shared {
                 (true, true) | (false, false) => {}
             });
         }
-    }
-
-    /// Names a file that is removed when the process ends.
-    pub fn remove_at_exit(&self, path: PathBuf) {
-        lock(&self.files).push(path);
-    }
-
-    /// Ends the process.
-    pub fn exit(&self, code: i32) -> ! {
-        if let Some(hooks) = self.hooks() {
-            hooks.end();
-        }
-        for path in lock(&self.files).iter() {
-            // It may be gone already.
-            let _ = std::fs::remove_file(path);
-        }
-        std::process::exit(code)
     }
 
     /// Clients on the console.

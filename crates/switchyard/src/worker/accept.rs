@@ -3,11 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use switchyard_config::reason;
 use switchyard_io::poller::Watch;
-use switchyard_io::{Accepted, Listener};
+use switchyard_io::{Accepted, FailedStep, Listener, Stream};
 
+use crate::listen;
 use crate::log::Level;
-use crate::worker::client::{Client, Seat, peer_text};
+use crate::worker::client::{Client, Seat};
 use crate::worker::message::{Listeners, Message};
 use crate::worker::{Source, Worker};
 
@@ -53,8 +55,13 @@ impl Worker {
             match listener.accept() {
                 Ok(Some(accepted)) => self.place(accepted),
                 Ok(None) => return,
+                // A shutdown has shut it from another thread.
+                Err(_) if self.shared.lifecycle().is_ending() => {
+                    listening.listener = None;
+                    return;
+                }
                 Err(error) => {
-                    let line = format!("accept() failed: {error}");
+                    let line = format!("accept() failed: {}", reason(&error));
                     self.shared.log.write(Level::Error, &line);
                     listening.resume_at = Some(self.now + ACCEPT_PAUSE);
                     // It cannot be watched meanwhile: what waits would be reported for ever.
@@ -87,6 +94,21 @@ impl Worker {
         }
     }
 
+    /// Brings open listeners in line with the settings.
+    pub(super) fn tune_listeners(&self) {
+        let settings = &self.snapshot.config.settings;
+        for listener in self.listeners.iter().filter_map(|one| one.listener.as_ref()) {
+            listen::defer_accept(listener, settings, &self.shared.log);
+        }
+    }
+
+    /// Says which socket option could not be set.
+    pub(super) fn warn_of_step(&self, stream: &Stream, failed: &FailedStep) {
+        let (step, reason) = (failed.name, reason(&failed.error));
+        let line = format!("{step}({}) failed: {reason}", stream.number());
+        self.shared.log.write(Level::Warning, &line);
+    }
+
     fn place(&mut self, accepted: Accepted) {
         let number = self.shared.number();
         let worker = self.shared.place_client();
@@ -100,10 +122,8 @@ impl Worker {
     /// Makes an accepted connection a client of this worker.
     pub(super) fn adopt(&mut self, accepted: Accepted, number: u64) {
         let Accepted { stream, peer } = accepted;
-        if let Err(error) = stream.set_options(&self.snapshot.sockets) {
-            let from = peer_text(&peer, self.snapshot.config.settings.listen_port);
-            let line = format!("socket options for {from} failed: {error}");
-            self.shared.log.write(Level::Warning, &line);
+        if let Err(failed) = stream.set_options(&self.snapshot.sockets) {
+            self.warn_of_step(&stream, &failed);
             return self.shared.client_left(self.id, Seat::Taken);
         }
         let key = self.clients.insert(Box::new(Client::new(number, stream, peer, self.now)));

@@ -120,13 +120,13 @@ impl Worker {
 
     fn connect(&mut self, opening: Opening, remote: Remote) {
         let login = options::server_login(&self.snapshot, &opening.pool);
-        let stream = Stream::connect(&remote).and_then(|stream| {
-            stream.set_options(&self.snapshot.sockets)?;
-            Ok(stream)
-        });
-        let Ok(stream) = stream else {
+        let Ok(stream) = Stream::connect(&remote) else {
             return self.give_up(&opening, "connect failed");
         };
+        if let Err(failed) = stream.set_options(&self.snapshot.sockets) {
+            self.warn_of_step(&stream, &failed);
+            return self.give_up(&opening, "connect failed");
+        }
         let address = match &remote {
             Remote::Tcp(address) => address.to_string(),
             Remote::Unix(_) => format!("unix:{}", opening.port),

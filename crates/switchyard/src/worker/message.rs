@@ -85,6 +85,7 @@ impl Worker {
             Message::Settings => {
                 self.snapshot = self.shared.snapshot();
                 self.take_hooks();
+                self.tune_listeners();
             }
             Message::Hook(host, notice) => self.hook_notice(&host, notice),
             Message::Gather(gathering) => self.gather(&gathering),

@@ -5,6 +5,7 @@ mod console;
 mod drivers;
 mod failures;
 mod hooks;
+mod process;
 mod scarcity;
 mod switchover;
 mod tls;

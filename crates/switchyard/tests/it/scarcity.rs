@@ -32,7 +32,9 @@ fn without_descriptors_clients_wait_and_nobody_spins() -> io::Result<()> {
         return Ok(());
     }
     let server = Postgres::start("")?;
-    let settings = "pool_mode = transaction\nmax_client_conn = 500\nworkers = 2";
+    // Deferred connections would stay in the kernel until they speak.
+    let settings = "pool_mode = transaction\nmax_client_conn = 500\nworkers = 2\n\
+                    tcp_defer_accept = 0";
     let limited = ["prlimit", "--nofile=64:64", "--"];
     let pooler = Pooler::start_under(&limited, super::program(), &entry(&server), settings)?;
     let mut first = Client::connect(pooler.port, "dev")?;

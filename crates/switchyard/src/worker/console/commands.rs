@@ -13,7 +13,7 @@ use crate::reload;
 use crate::worker::Worker;
 use crate::worker::console::gather::{Gathering, Question};
 use crate::worker::console::{CONSOLE, Done, Rights, Wait};
-use crate::worker::message::{Listeners, Message};
+use crate::worker::message::Message;
 
 impl Worker {
     pub(super) fn command(&mut self, key: Key, command: Command) -> Done {
@@ -231,17 +231,5 @@ impl Worker {
         let done = self.wait(key, wait);
         self.shared.broadcast(|| Message::Gather(Arc::clone(&gathering)));
         done
-    }
-}
-
-impl crate::shared::Shared {
-    /// Begins a shutdown that waits.
-    pub fn begin_end(&self, phase: Phase) {
-        self.lifecycle().end(phase);
-        self.broadcast(|| Message::StopListening(Listeners::Tcp));
-        if phase == Phase::WaitForServers {
-            self.apply_pauses();
-            self.broadcast(|| Message::RefuseWaiting);
-        }
     }
 }

@@ -1,0 +1,128 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+/// PostgreSQL connection pooler.
+///
+/// `switchyard check CONFIG_FILE` reports what is wrong with a file, what is ignored in it and what
+/// works better than in PgBouncer, and ends.
+#[derive(Debug, Parser)]
+#[command(disable_version_flag = true)]
+pub struct Arguments {
+    /// Run in the background; needs a pidfile.
+    #[arg(short, long)]
+    pub daemon: bool,
+    /// Nothing on stderr.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// More lines in the log; may be repeated.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Show the version and end.
+    #[arg(short = 'V', long)]
+    pub version: bool,
+    /// Become this user.
+    #[arg(short, long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Set by a process that has started us for the background.
+    #[arg(long, hide = true)]
+    pub in_background: bool,
+    /// Configuration file.
+    #[arg(value_name = "CONFIG_FILE")]
+    pub words: Vec<PathBuf>,
+}
+
+/// What the words ask for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Work.
+    Run(PathBuf),
+    /// Report about a file.
+    Check(PathBuf),
+    /// Show the version.
+    Version,
+}
+
+impl Arguments {
+    /// The arguments of this process; otherwise everything has been said, and this is its result.
+    pub fn read() -> Result<(Arguments, Task), ExitCode> {
+        let name = std::env::args().next().unwrap_or_else(|| "switchyard".into());
+        let command = Arguments::command().name("switchyard").bin_name(&name);
+        let found = command.try_get_matches();
+        let arguments = match found.and_then(|found| Arguments::from_arg_matches(&found)) {
+            Ok(arguments) => arguments,
+            Err(error) if !error.use_stderr() => {
+                print!("{error}");
+                return Err(ExitCode::SUCCESS);
+            }
+            Err(error) => return Err(refuse(&name, &complaint(&error))),
+        };
+        match arguments.task() {
+            Some(task) => Ok((arguments, task)),
+            None => Err(refuse(&name, "no configuration file specified")),
+        }
+    }
+
+    /// `check` is a command only in front of a file: a file may be called so, too.
+    fn task(&self) -> Option<Task> {
+        match &self.words[..] {
+            _ if self.version => Some(Task::Version),
+            [path] => Some(Task::Run(path.clone())),
+            [check, path] if check.as_os_str() == "check" => Some(Task::Check(path.clone())),
+            _ => None,
+        }
+    }
+}
+
+fn refuse(name: &str, text: &str) -> ExitCode {
+    eprintln!("{name}: {text}");
+    eprintln!("Try \"{name} --help\" for more information.");
+    ExitCode::FAILURE
+}
+
+/// The words of the C library for the mistakes that it knows.
+fn complaint(error: &clap::Error) -> String {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.clone(),
+        _ => String::new(),
+    };
+    let option = argument.split([' ', '=']).next().unwrap_or_default();
+    match error.kind() {
+        ErrorKind::UnknownArgument if option.starts_with("--") => {
+            format!("unrecognized option '{option}'")
+        }
+        ErrorKind::UnknownArgument => {
+            format!("invalid option -- '{}'", option.trim_start_matches('-'))
+        }
+        ErrorKind::InvalidValue | ErrorKind::NoEquals => {
+            format!("option '{option}' requires an argument")
+        }
+        _ => error.to_string().lines().next().unwrap_or_default().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(words: &[&str]) -> Option<Task> {
+        Arguments::try_parse_from([&["switchyard"], words].concat()).ok()?.task()
+    }
+
+    #[test]
+    fn words_have_one_meaning() {
+        assert_eq!(check(&["a.ini"]), Some(Task::Run("a.ini".into())));
+        assert_eq!(check(&["a.ini", "-d", "-v", "-v"]), Some(Task::Run("a.ini".into())));
+        assert_eq!(check(&["check"]), Some(Task::Run("check".into())));
+        assert_eq!(check(&["check", "a.ini"]), Some(Task::Check("a.ini".into())));
+        assert_eq!(check(&["check", "check"]), Some(Task::Check("check".into())));
+        assert_eq!(check(&["-V"]), Some(Task::Version));
+        for wrong in [&[][..], &["a", "b"], &["check", "a", "b"], &["--nope", "a"]] {
+            assert_eq!(check(wrong), None, "{wrong:?}");
+        }
+    }
+}
