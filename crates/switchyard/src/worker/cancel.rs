@@ -1,16 +1,20 @@
 //! Cancel requests: found by key, forwarded on a connection of their own by the worker that has
 //! the running query, answered to the canceller by closing its connection.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use switchyard_core::ids::Ticket;
+use switchyard_core::pool::Want;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Ready, Recv, Remote, Stream};
 use switchyard_wire::build;
 
 use crate::log::Level;
+use crate::pools::SharedPool;
 use crate::tls::{Shake, Transport};
-use crate::worker::client::{Activity, Stage};
+use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::message::Message;
 use crate::worker::server::{Stage as ServerStage, Use};
@@ -28,8 +32,19 @@ pub(super) struct Outgoing {
     slot: Key,
     /// The server's key.
     key: Vec<u8>,
-    requester: Ticket,
+    requester: Requester,
+    /// Number shown to operators.
+    number: u64,
     started: Instant,
+}
+
+/// Who asked for a cancel request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requester {
+    /// Its connection.
+    pub ticket: Ticket,
+    /// Number shown to operators.
+    pub number: u64,
 }
 
 /// How far a cancel request has come.
@@ -55,6 +70,26 @@ impl Outgoing {
     pub(super) fn slot(&self) -> Key {
         self.slot
     }
+
+    /// Number shown to operators, and that of its client.
+    pub(super) fn numbers(&self) -> (u64, u64) {
+        (self.number, self.requester.number)
+    }
+
+    /// Address of this end, if it has one.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.stream.peek_socket().local_addr()
+    }
+
+    /// When it began.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// What protects it, as shown to operators.
+    pub(super) fn tls(&self) -> String {
+        self.stream.tls_info().to_string()
+    }
 }
 
 /// How a request travels.
@@ -76,14 +111,16 @@ impl Worker {
         let Some(target) = self.shared.key_owner(cancel_key) else {
             return self.close_client(key, "failed cancel request", Farewell::Silent);
         };
-        if let Some(client) = self.clients.get_mut(key) {
-            client.stage = Stage::Cancel;
-        }
-        self.send(target.worker, Message::Cancel(target, self.ticket(key)));
+        let ticket = self.ticket(key);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.stage = Stage::Cancel;
+        let requester = Requester { ticket, number: client.number };
+        self.send(target.worker, Message::Cancel(target, requester));
     }
 
     /// Someone wants a query of a client of this worker to be cancelled.
-    pub(super) fn cancel_client(&mut self, target: Ticket, requester: Ticket) {
+    pub(super) fn cancel_client(&mut self, target: Ticket, from: Requester) {
+        let requester = from.ticket;
         let done = |reason| Message::CancelDone(requester, reason);
         let key = Key::from_bits(target.client);
         let Some(client) = self.clients.get(key) else {
@@ -119,7 +156,12 @@ impl Worker {
         let plain = !required || matches!(server.remote, Remote::Unix(_));
         let security = if plain { Security::Plain } else { Security::Tls };
         let host = server.host.clone();
-        let outgoing = Outgoing { stream, progress, host, security, slot, key, requester, started };
+        let number = self.shared.number();
+        let taken = Message::CancelTaken(requester, Arc::clone(&server.pool));
+        self.shared.send(requester.worker, taken);
+        let requester = from;
+        let outgoing =
+            Outgoing { stream, progress, host, security, slot, key, requester, number, started };
         let key = self.cancels.insert(outgoing);
         let token = Source::Cancel(key).token();
         if let Some(outgoing) = self.cancels.get_mut(key) {
@@ -147,6 +189,7 @@ impl Worker {
             if !sent.is_ok_and(|count| count == bytes.len()) {
                 return self.cancel_ended(key, "failed cancel request");
             }
+            self.tell_sent(key);
         }
         if event.readable {
             self.read_cancel(key);
@@ -220,14 +263,39 @@ impl Worker {
         if !done || !sent.is_ok_and(|count| count == bytes.len()) {
             self.cancel_ended(key, "failed cancel request");
         } else if outgoing.progress == Progress::Sent {
+            self.tell_sent(key);
             self.read_cancel(key);
+        }
+    }
+
+    fn tell_sent(&self, key: Key) {
+        let Some(outgoing) = self.cancels.get(key) else { return };
+        if outgoing.progress == Progress::Sent {
+            let requester = outgoing.requester.ticket;
+            self.send(requester.worker, Message::CancelSent(requester));
+        }
+    }
+
+    /// A request of a client of this worker has found its server, and waits for a connection.
+    pub(super) fn cancel_taken(&mut self, requester: Ticket, pool: Arc<SharedPool>) {
+        let client = self.clients.get_mut(Key::from_bits(requester.client));
+        if let Some(client) = client.filter(|client| matches!(client.stage, Stage::Cancel)) {
+            client.place = Some(Place { pool, want: Want::Writer });
+            client.waiting_since = Some(self.now);
+        }
+    }
+
+    /// It is with its server.
+    pub(super) fn cancel_sent(&mut self, requester: Ticket) {
+        if let Some(client) = self.clients.get_mut(Key::from_bits(requester.client)) {
+            client.waiting_since = None;
         }
     }
 
     /// A cancel connection has ended: the canceller is told, the server may be used again.
     fn cancel_ended(&mut self, key: Key, reason: &'static str) {
         let Some(outgoing) = self.cancels.remove(key) else { return };
-        let requester = outgoing.requester;
+        let requester = outgoing.requester.ticket;
         self.send(requester.worker, Message::CancelDone(requester, reason));
         let server = self.servers.get_mut(outgoing.slot).and_then(|slot| slot.here.as_mut());
         let Some(server) = server else { return };

@@ -11,6 +11,7 @@ use crate::entries::Entry;
 use crate::hooks::{Host, Notice};
 use crate::pools::{Order, SharedPool};
 use crate::worker::Worker;
+use crate::worker::cancel::Requester;
 use crate::worker::close::Farewell;
 use crate::worker::connect::Opening;
 use crate::worker::console::gather::Gathering;
@@ -27,7 +28,11 @@ pub enum Message {
     /// Answer of a name lookup.
     Resolved(Box<Opening>, io::Result<Vec<SocketAddr>>),
     /// A cancel request for a client of this worker, from the connection behind the ticket.
-    Cancel(Ticket, Ticket),
+    Cancel(Ticket, Requester),
+    /// A cancel request of a client of this worker has found its server.
+    CancelTaken(Ticket, Arc<SharedPool>),
+    /// It is with that server.
+    CancelSent(Ticket),
     /// A cancel request of a client of this worker has ended; the reason in the log.
     CancelDone(Ticket, &'static str),
     /// The cluster of an entry was published anew.
@@ -74,6 +79,8 @@ impl Worker {
             }
             Message::Resolved(opening, found) => self.resolved(*opening, found),
             Message::Cancel(target, requester) => self.cancel_client(target, requester),
+            Message::CancelTaken(requester, pool) => self.cancel_taken(requester, pool),
+            Message::CancelSent(requester) => self.cancel_sent(requester),
             Message::CancelDone(requester, reason) => {
                 let key = Key::from_bits(requester.client);
                 self.close_client(key, reason, Farewell::Silent);

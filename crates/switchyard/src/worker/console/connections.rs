@@ -9,6 +9,7 @@ use switchyard_io::{Key, Peer, Remote};
 
 use crate::log::time_text;
 use crate::worker::Worker;
+use crate::worker::cancel::Progress;
 use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::console::tables::text;
 use crate::worker::server::{Server, Stage as ServerStage, Use, pointer};
@@ -101,6 +102,44 @@ impl Worker {
         shown.then_some((server.number, row))
     }
 
+    /// What SHOW SERVERS says of a connection that carries a cancel request.
+    pub(super) fn cancel_line(&self, key: Key, show: Show) -> Option<(u64, Row)> {
+        let outgoing = self.cancels.get(key)?;
+        let slot = self.servers.get(outgoing.slot())?;
+        let server = slot.here.as_ref()?;
+        let (number, requester) = outgoing.numbers();
+        let mut row = self.row_of(server, "", false);
+        let state = match (outgoing.progress(), show) {
+            (Progress::Sent, _) => "active_cancel",
+            (_, Show::Servers) => "new",
+            (_, _) => "sv_login",
+        };
+        let at = SystemTime::now() - self.now.saturating_duration_since(outgoing.started());
+        let (local, port) = match outgoing.local() {
+            Some(address) => (text(address.ip()), text(address.port())),
+            None => (row[7].clone(), row[8].clone()),
+        };
+        let pointers = [number, requester].map(|number| text(format!("{:#x}", pointer(number))));
+        let [own, link] = pointers;
+        let changed = [
+            (4, text(state)),
+            (7, local),
+            (8, port),
+            (9, text(time_text(at))),
+            (10, text(time_text(at))),
+            (14, own),
+            (15, link),
+            (16, text(0)),
+            (17, text(outgoing.tls())),
+            (18, text("")),
+            (19, text(0)),
+            (20, text(number)),
+        ];
+        changed.into_iter().for_each(|(index, value)| row[index] = value);
+        extend(&mut row, show, 0, 0);
+        (show != Show::ActiveSockets).then_some((number, row))
+    }
+
     fn row_of(&self, server: &Server, state: &str, stale: bool) -> Row {
         let definition = server.pool.entry.definition();
         let (addr, port) = match &server.remote {
@@ -152,6 +191,7 @@ fn client_state(client: &Client) -> Option<&'static str> {
         Stage::Session(_, Activity::Linked(_)) => Some("active"),
         Stage::Session(_, Activity::Idle) | Stage::Console(_) => Some("idle"),
         Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => Some("waiting"),
+        Stage::Cancel if client.waiting_since.is_some() => Some("waiting_cancel_req"),
         Stage::Cancel => Some("active_cancel_req"),
         Stage::Start | Stage::Login(_) | Stage::Leaving => None,
     }
@@ -164,7 +204,8 @@ fn client_socket(client: &Client) -> Option<&'static str> {
             Some("cl_active")
         }
         Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => Some("cl_waiting"),
-        Stage::Cancel | Stage::Leaving => None,
+        Stage::Cancel => client_state(client),
+        Stage::Leaving => None,
         Stage::Start | Stage::Login(_) => Some("cl_login"),
     }
 }

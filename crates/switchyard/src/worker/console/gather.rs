@@ -66,6 +66,7 @@ pub(in crate::worker) struct Survey {
     gathering: Arc<Gathering>,
     clients: Vec<Key>,
     servers: Vec<Key>,
+    cancels: Vec<Key>,
 }
 
 impl Gathering {
@@ -100,15 +101,16 @@ impl Worker {
     pub(in crate::worker) fn gather(&mut self, gathering: &Arc<Gathering>) {
         match &gathering.question {
             Question::Connections(show) => {
-                let (mut clients, mut servers) = (Vec::new(), Vec::new());
+                let (mut clients, mut servers, mut cancels) = (Vec::new(), Vec::new(), Vec::new());
                 if *show != Show::Servers {
                     clients = self.clients.iter().map(|(key, _)| key).collect();
                 }
                 if *show != Show::Clients {
                     servers = self.servers.iter().map(|(key, _)| key).collect();
+                    cancels = self.cancels.iter().map(|(key, _)| key).collect();
                 }
                 let gathering = Arc::clone(gathering);
-                self.surveys.push(Survey { gathering, clients, servers });
+                self.surveys.push(Survey { gathering, clients, servers, cancels });
                 return;
             }
             Question::Counts(_) => {
@@ -142,12 +144,15 @@ impl Worker {
                     rows.extend(self.client_line(key, show));
                 } else if let Some(key) = survey.servers.pop() {
                     rows.extend(self.server_line(key, show));
+                } else if let Some(key) = survey.cancels.pop() {
+                    rows.extend(self.cancel_line(key, show));
                 } else {
                     break;
                 }
             }
             survey.gathering.lock().rows.append(&mut rows);
-            if survey.clients.is_empty() && survey.servers.is_empty() {
+            let left = survey.clients.len() + survey.servers.len() + survey.cancels.len();
+            if left == 0 {
                 self.report(&survey.gathering);
             } else {
                 self.surveys.push(survey);

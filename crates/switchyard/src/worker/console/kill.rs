@@ -29,7 +29,9 @@ impl Worker {
             if let Some(slot) = slot {
                 self.close_server(slot, reason);
             }
-            self.close_client(key, reason, Farewell::fatal());
+            let cancels = self.clients.get(key).is_some_and(|c| matches!(c.stage, Stage::Cancel));
+            let farewell = if cancels { Farewell::Silent } else { Farewell::fatal() };
+            self.close_client(key, reason, farewell);
         }
         let servers: Vec<Key> = self
             .servers

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use switchyard_testkit::{Pooler, Raw, wait_until};
+use switchyard_testkit::{Pooler, Raw, raw, wait_until};
 
 use super::{row, rows, told};
 
@@ -236,4 +236,48 @@ fn a_login_that_waits_is_counted_with_its_time() -> io::Result<()> {
     told(&mut console, "resume forced")?;
     assert!(login.join().is_ok_and(|greeting| greeting.is_ok_and(|count| count > 5)));
     Ok(())
+}
+
+#[test]
+fn a_cancel_request_is_shown_on_its_way() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    // A server that takes connections and answers nothing to a cancel request: the real one is
+    // stopped while the request is under way.
+    let (postgres, pooler) = crate::start("pool_mode = transaction\nworkers = 2")?;
+    let mut console = Raw::console(pooler.port, "postgres")?;
+    let mut client = Raw::connect(pooler.port, &[("user", "app"), ("database", "postgres")])?;
+    client.ask("select pg_sleep(600)")?;
+    let running = "select count(*) from pg_stat_activity where query like '%sleep(600)'";
+    wait_until("query", || postgres.sql(running).is_ok_and(|count| count.trim() == "1"))?;
+    let postmaster = postgres.pid()?;
+    let signal = |name: &str| {
+        switchyard_testkit::run(std::process::Command::new("kill").args([name, &postmaster]))
+    };
+    signal("-STOP")?;
+    let (asked, cancelled) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| asked.send(client.cancel()));
+        let shown = wait_until("cancel request", || {
+            let pool = row(&mut console, "show pools", "postgres|app|").unwrap_or_default();
+            pool.get(2..9).is_some_and(|part| part.join(" ") == "1 0 1 0 1 1 0")
+        });
+        let clients = row(&mut console, "show clients", "C|(nouser)|");
+        let servers = rows(&mut console, "show servers");
+        signal("-CONT")?;
+        shown?;
+        assert_eq!(clients?[..5].join(" "), "C (nouser) postgres none active_cancel_req");
+        let servers = servers?;
+        assert!(
+            servers.iter().any(|row| row.contains("|postgres|none|active_cancel|")),
+            "{servers:?}"
+        );
+        cancelled.recv().map_err(io::Error::other)?
+    })?;
+    assert!(raw::transcript(&client.answer()?).contains("canceling statement due to user request"));
+    wait_until("end of the request", || {
+        let pool = row(&mut console, "show pools", "postgres|app|").unwrap_or_default();
+        pool.get(2..10).is_some_and(|part| part.join(" ") == "1 0 0 0 0 0 0 1")
+    })
 }
