@@ -75,6 +75,7 @@ fn run(stream: &[u8], cuts: &[usize], tracking: Tracking) -> (Vec<u8>, Vec<u8>, 
     let rules = Rules {
         tracking,
         hooking: Hooking::Off,
+        detour: switchyard_core::client::session::Detour::Stays,
         loyalty: Loyalty::Stays,
         misuse: Misuse::Closes,
         reprepare: Reprepare::Off,

@@ -240,6 +240,7 @@ impl World {
     fn send(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
         let rules = Rules {
+            detour: switchyard_core::client::session::Detour::Stays,
             tracking: Tracking::On(self.limit),
             hooking: Hooking::Off,
             loyalty: Loyalty::Leaves,

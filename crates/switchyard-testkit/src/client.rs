@@ -11,8 +11,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
-    output: TcpStream,
-    input: BufReader<TcpStream>,
+    pub(crate) output: TcpStream,
+    pub(crate) input: BufReader<TcpStream>,
     ended: bool,
 }
 
@@ -75,7 +75,7 @@ impl Client {
 }
 
 /// SQLSTATE and text of an ErrorResponse.
-fn complaint(body: &[u8]) -> String {
+pub(crate) fn complaint(body: &[u8]) -> String {
     let mut text = String::new();
     for field in body.split(|byte| *byte == 0) {
         if let Some((b'C' | b'M', value)) = field.split_first() {
@@ -87,7 +87,7 @@ fn complaint(body: &[u8]) -> String {
 }
 
 /// The columns of a DataRow.
-fn row(body: &[u8]) -> String {
+pub(crate) fn row(body: &[u8]) -> String {
     let mut columns = Vec::new();
     let mut rest = body.get(2..).unwrap_or_default();
     while let Some((head, tail)) = rest.split_first_chunk::<4>() {

@@ -4,6 +4,7 @@
 mod certificates;
 mod client;
 mod cluster;
+mod extended;
 mod faults;
 mod pooler;
 mod postgres;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 pub use certificates::{Certificates, KeyKind};
 pub use client::Client;
 pub use cluster::{Change, Cluster};
+pub use extended::Messages;
 pub use pooler::Pooler;
 pub use postgres::{Postgres, programs};
 pub use raw::Raw;

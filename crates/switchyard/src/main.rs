@@ -104,8 +104,10 @@ fn start(path: &Path, arguments: &Arguments, log: &Arc<Log>) -> Result<Never, St
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     shared.serve(services);
     let settings = shared.snapshot().config.settings.clone();
-    shared.load_hooks(&settings).map_err(|text| format!("cannot load hooks: {text}"))?;
+    let loaded = shared.load_hooks(&settings);
+    let loaded = loaded.map_err(|text| format!("cannot load hooks: {text}"))?;
     reload::define_entries(&shared);
+    reload::check_keys(&shared, loaded);
     let mut listeners = Some(opened.listeners);
     for (index, seat) in seats.into_iter().enumerate() {
         let id = WorkerId(index as u16);

@@ -11,7 +11,7 @@ use crate::access::Access;
 use crate::entries::Entry;
 use crate::log::{Level, Log};
 use crate::options;
-use crate::shared::Shared;
+use crate::shared::{Loaded, Shared};
 use crate::snapshot::Snapshot;
 use crate::tls::Setup;
 use crate::worker::Message;
@@ -57,10 +57,13 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
             return false;
         }
     };
-    if let Err(text) = shared.load_hooks(&config.settings) {
-        shared.log.write(Level::Error, &format!("hooks not loaded: {text}"));
-        return false;
-    }
+    let loaded = match shared.load_hooks(&config.settings) {
+        Ok(loaded) => loaded,
+        Err(text) => {
+            shared.log.write(Level::Error, &format!("hooks not loaded: {text}"));
+            return false;
+        }
+    };
     apply_log(&shared.log, &config);
     let tls = load_tls(&config, &shared.log);
     if tls.is_none() {
@@ -70,6 +73,7 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
     let kept = tls.clone().unwrap_or_else(|| Arc::clone(&old.tls));
     shared.replace_snapshot(options::snapshot(config, access, kept, old.mock_key));
     define_entries(shared);
+    check_keys(shared, loaded);
     recycle_for_tls(shared, &old);
     tls.is_some()
 }
@@ -119,6 +123,21 @@ fn recycle_for_tls(shared: &Arc<Shared>, old: &Snapshot) {
         shared.decide(&pool, |inner| {
             inner.machine.recycle(now, "database configuration changed");
         });
+    }
+}
+
+/// Warns of keys that the modules declare and nobody defines.
+pub fn check_keys(shared: &Shared, loaded: Loaded) {
+    if loaded == Loaded::AsBefore {
+        return;
+    }
+    let keys = shared.hooks().and_then(|hooks| hooks.report()).unwrap_or_default().keys;
+    for key in keys {
+        let known = shared.known_destination(&key);
+        if !known {
+            let line = format!("switchyard_keys names unknown database \"{key}\"");
+            shared.log.write(Level::Warning, &line);
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
-use switchyard_config::Database;
 use switchyard_config::settings::Settings;
+use switchyard_config::{Config, Database};
 use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::lifecycle::{Lifecycle, Phase};
 use switchyard_core::pool::Want;
@@ -34,6 +34,15 @@ use crate::worker::{Handle, Message};
 /// There is no room for another client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
+
+/// Whether modules were loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// They were.
+    Anew,
+    /// Nothing of them has changed.
+    AsBefore,
+}
 
 /// State shared by all threads.
 #[derive(Debug)]
@@ -104,10 +113,10 @@ impl Shared {
     }
 
     /// Brings the hooks in line with settings. The error is Python's; nothing has changed then.
-    pub fn load_hooks(self: &Arc<Self>, settings: &Settings) -> Result<(), String> {
+    pub fn load_hooks(self: &Arc<Self>, settings: &Settings) -> Result<Loaded, String> {
         let wanted = HookOptions::new(settings);
         if self.hooks().map(|host| host.options.clone()) == wanted {
-            return Ok(());
+            return Ok(Loaded::AsBefore);
         }
         let before = self.hooks();
         let host = match wanted {
@@ -127,7 +136,7 @@ impl Shared {
         if let Some(old) = old {
             old.drain();
         }
-        Ok(())
+        Ok(Loaded::Anew)
     }
 
     /// Names the services thread, once, before any worker runs.
@@ -240,6 +249,15 @@ impl Shared {
         crate::reload::reload(self)
     }
 
+    /// Puts settings in force that change the hooks.
+    pub fn set_hooks(self: &Arc<Self>, config: Config) -> Result<(), String> {
+        let _alone = lock(&self.reloading);
+        let loaded = self.load_hooks(&config.settings)?;
+        crate::reload::apply(self, config, "");
+        crate::reload::check_keys(self, loaded);
+        Ok(())
+    }
+
     /// Servers of an entry are not used again, and what is known of them is forgotten.
     pub fn renew(&self, entry: &Arc<Entry>, reason: &'static str) {
         let now = Instant::now();
@@ -329,6 +347,15 @@ impl Shared {
             };
         }
         (self.entry(name), Want::Writer)
+    }
+
+    /// Whether a name leads anywhere, without making an automatic entry for it.
+    pub fn known_destination(&self, name: &str) -> bool {
+        let database = name.split_once('@').map_or(name, |(database, _)| database);
+        let known = self.known_entry(name).is_some() || self.known_entry(database).is_some();
+        known
+            || (self.snapshot().config.automatic.is_some()
+                && name != crate::worker::console::CONSOLE)
     }
 
     /// An entry that exists already.

@@ -6,6 +6,7 @@
 //! Invariant: any chunking of a stream gives the same messages to the same servers.
 
 mod extended;
+mod hooked;
 mod message;
 mod terms;
 
@@ -14,17 +15,18 @@ use switchyard_wire::{build, frame, read};
 
 use crate::client::lost::{Lost, Owed};
 use crate::client::pipeline::Predicted;
+use crate::client::routes::StatementRoutes;
 use crate::client::untracked::{self, Kept};
 use crate::params::{self, Params, Tracked};
 use crate::prepared::ClientStatements;
 use crate::server::link::{Link, LinkedClient};
-use crate::server::request::{HiddenQuery, Request, Turn};
+use crate::server::request::{HiddenQuery, Request};
 
 use message::{Message, is_request, question, refuse, unknown, whole};
 
 pub use terms::{
-    Approval, Counted, Denial, Flow, Hooking, Loyalty, Misuse, Refusal, Reprepare, Rules, Simple,
-    Stop, Tracking, Untracked,
+    Approval, Counted, Denial, Detour, Flow, Hooking, Loyalty, Misuse, Refusal, Reprepare, Rules,
+    Simple, Stop, Tracking, Untracked,
 };
 
 /// A message of which only a part was passed on.
@@ -51,6 +53,7 @@ pub struct Session {
     denied: Denied,
     lost: Lost,
     kept: Kept,
+    routes: StatementRoutes,
 }
 
 /// Whether a server's client is in a group of which a message was refused.
@@ -80,6 +83,7 @@ impl Session {
             denied: Denied::No,
             lost: Lost::default(),
             kept: Kept::Nothing,
+            routes: StatementRoutes::default(),
         }
     }
 
@@ -154,6 +158,7 @@ impl Session {
                 match read::describe(body) {
                     Some((b'S', name)) if !name.is_empty() => {
                         self.statements.remove(name);
+                        self.routes.remove(name);
                         build::empty(
                             &mut flow.client,
                             switchyard_wire::tag::backend::CLOSE_COMPLETE,
@@ -179,7 +184,10 @@ impl Session {
                 }
                 Ok(self.pass(m, Destination::Nowhere, flow))
             }
-            tag if is_request(tag) => Err(Stop::NeedServer),
+            tag if is_request(tag) => match self.elsewhere(&m, rules)? {
+                Some(route) => Err(Stop::Move(route)),
+                None => Err(Stop::NeedServer),
+            },
             tag => Err(unknown(tag)),
         }
     }
@@ -221,6 +229,14 @@ impl Session {
             frontend::QUERY | frontend::PARSE if self.is_denied() => {
                 return self.deny(link, m, flow);
             }
+            frontend::BIND | frontend::DESCRIBE | frontend::CLOSE => {
+                if let Some(stopped) = self.follow(link, &m, flow, rules)? {
+                    return stopped;
+                }
+            }
+            _ => {}
+        }
+        match m.head.tag {
             frontend::QUERY => return self.query(link, m, flow, rules),
             frontend::TERMINATE => return Err(Stop::Terminate),
             frontend::FLUSH => {}
@@ -235,34 +251,6 @@ impl Session {
             tag => return Err(unknown(tag)),
         }
         Ok(self.pass(m, Destination::Server, flow))
-    }
-
-    /// A message that the hooks have refused: its error has its place in the order of answers.
-    fn deny(&mut self, link: &mut Link, m: Message<'_>, flow: &mut Flow) -> Stopped {
-        whole(&m)?;
-        let Some(Denial { error, instead }) = self.denial() else { return Ok(0) };
-        if let Some(sql) = instead {
-            flow.server.inject(m.input, |out| build::query(out, sql));
-            link.sent(Request::Hidden(HiddenQuery::Instead));
-        }
-        let turn = if m.head.tag == frontend::QUERY { Turn::Ended } else { Turn::Open };
-        if turn == Turn::Open {
-            self.denied = Denied::UpToSync;
-        }
-        link.refuse(error, turn, &mut flow.client);
-        Ok(self.pass(m, Destination::Nowhere, flow))
-    }
-
-    /// Whether the message at the head of the stream was refused and not yet answered.
-    pub fn is_denied(&self) -> bool {
-        matches!(self.approval.as_deref(), Some(Approval::Refused(_)))
-    }
-
-    fn denial(&mut self) -> Option<Denial> {
-        match *self.approval.take()? {
-            Approval::Refused(denial) => Some(denial),
-            Approval::Unchanged | Approval::Text(_) => None,
-        }
     }
 
     /// Passes a message on, as far as it is there.
@@ -325,10 +313,6 @@ impl Session {
         self.lost.query(sql, link.status(), link.outstanding().len());
         self.predicted = self.predicted.after(sql);
     }
-
-    fn must_ask(&self, rules: &Rules<'_>) -> bool {
-        rules.hooking == Hooking::On && self.approval.is_none()
-    }
 }
 
 /// Links, approvals and questions.
@@ -346,11 +330,6 @@ impl Session {
             link.sent(Request::Hidden(HiddenQuery::Begin));
         }
         sql
-    }
-
-    /// The hooks have judged the message at the head of the stream.
-    pub fn approve(&mut self, approval: Approval) {
-        self.approval = Some(Box::new(approval));
     }
 
     /// What has to happen to the server for untracked parameters that this client has set.

@@ -95,6 +95,8 @@ pub enum Show {
     Nodes,
     /// SWITCHOVERS.
     Switchovers,
+    /// The Python functions.
+    Hooks,
     /// A parameter that drivers ask for: name and value.
     Parameter(&'static str, &'static str),
 }
@@ -109,6 +111,7 @@ const OBJECTS: &[(&str, Show)] = &[
     ("dns_hosts", Show::DnsHosts),
     ("dns_zones", Show::DnsZones),
     ("help", Show::Help),
+    ("hooks", Show::Hooks),
     ("lists", Show::Lists),
     ("mem", Show::Mem),
     ("nodes", Show::Nodes),

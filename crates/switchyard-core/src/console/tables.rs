@@ -222,6 +222,28 @@ const NODES: &[TableColumn] = &[
     ("up_since", Text),
     ("failed_until", Text),
 ];
+const HOOKS: &[TableColumn] = &[
+    ("hook", Text),
+    ("file", Text),
+    ("state", Text),
+    ("loaded_at", Text),
+    ("arity", Int4),
+    ("workers", Int4),
+    ("calls", Int8),
+    ("changed", Int8),
+    ("identical", Int8),
+    ("none", Int8),
+    ("unknown_key", Int8),
+    ("errors", Int8),
+    ("timeouts", Int8),
+    ("ignored_in_transaction", Int8),
+    ("avg_us", Int8),
+    ("max_us", Int8),
+    ("last_error", Text),
+    ("shadow_differences", Int8),
+];
+/// Behind the columns that SHOW CLIENTS shares with SHOW SERVERS.
+const LOGIN: &[TableColumn] = &[("login_database", Text)];
 const SWITCHOVERS: &[TableColumn] = &[
     ("id", Int8),
     ("database", Text),
@@ -271,7 +293,8 @@ pub fn columns(show: Show) -> Vec<TableColumn> {
         Show::Config => CONFIG.to_vec(),
         Show::Databases => DATABASES.to_vec(),
         Show::Pools => POOLS.to_vec(),
-        Show::Clients | Show::Servers => CONNECTIONS.to_vec(),
+        Show::Clients => [CONNECTIONS, LOGIN].concat(),
+        Show::Servers => CONNECTIONS.to_vec(),
         Show::Users => USERS.to_vec(),
         Show::Sockets | Show::ActiveSockets => [CONNECTIONS, &BUFFERS].concat(),
         Show::Lists => LISTS.to_vec(),
@@ -287,6 +310,7 @@ pub fn columns(show: Show) -> Vec<TableColumn> {
         Show::Clusters => CLUSTERS.to_vec(),
         Show::Nodes => NODES.to_vec(),
         Show::Switchovers => SWITCHOVERS.to_vec(),
+        Show::Hooks => HOOKS.to_vec(),
         Show::Parameter(name, _) => vec![(name, Text)],
     }
 }
@@ -395,7 +419,7 @@ pub const HELP: &str = "
 \tSHUTDOWN
 \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS
 \tWAIT_CLOSE [<db>]
-\tSHOW CLUSTERS|NODES|SWITCHOVERS
+\tSHOW CLUSTERS|NODES|SWITCHOVERS|HOOKS
 ";
 
 #[cfg(test)]

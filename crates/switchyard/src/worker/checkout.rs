@@ -40,6 +40,10 @@ impl Worker {
     /// The client's next message needs a server.
     pub(super) fn checkout(&mut self, key: Key) -> Outcome {
         let (now, ticket) = (self.now, self.ticket(key));
+        if let Some(slot) = self.kept_server(key) {
+            self.link(key, slot);
+            return Outcome::Linked;
+        }
         let Some(client) = self.clients.get(key) else { return Outcome::Gone };
         let Some(place) = &client.place else { return Outcome::Gone };
         let (pool, want) = (Arc::clone(&place.pool), place.want);
@@ -162,17 +166,20 @@ impl Worker {
         match *usage {
             Use::Linked(client) => {
                 let session = server.pool.mode() == PoolMode::Session;
-                let stays = self.clients.get(client).is_some_and(|client| {
-                    client.moving.is_none() && (session || client.is_pinned())
-                });
-                if free && !stays {
+                let (moving, pinned) = self
+                    .clients
+                    .get(client)
+                    .map_or((false, false), |c| (c.moving.is_some(), c.is_pinned()));
+                if free && moving && session {
+                    self.keep(key, client);
+                } else if free && (moving || !(session || pinned)) {
                     self.unlink(key, client);
                 }
             }
             Use::Testing if free => self.checkin(key),
             Use::Testing if link.is_quiet() => self.close_server(key, "reset query failed"),
             Use::Idle if free => self.checkin(key),
-            Use::Testing | Use::Idle | Use::BeingCanceled => {}
+            Use::Testing | Use::Idle | Use::BeingCanceled | Use::Kept(_) => {}
         }
     }
 
@@ -189,7 +196,7 @@ impl Worker {
                 session.part();
             }
             if let Some(place) = client.moving.take() {
-                client.place = Some(place);
+                client.turn(place);
             }
             if !client.input.is_empty() || client.unread != Unread::No {
                 self.todo.push_back(Todo::Client(key));

@@ -87,6 +87,7 @@ impl Worker {
         if let Some(slot) = self.clients.get(key).and_then(|client| client.server()) {
             self.abandon(slot, key);
         }
+        self.let_all_go(key);
         if let Farewell::Fatal(sqlstate) = farewell {
             self.say_fatal(key, &sqlstate, reason);
         }
@@ -264,7 +265,7 @@ impl Worker {
         client.set_activity(Activity::Idle);
         (client.query_since, client.xact_since) = (None, None);
         if let Some(place) = client.moving.take() {
-            client.place = Some(place);
+            client.turn(place);
         }
         match client.output.send(&mut client.stream, &told) {
             Ok(()) if client.output.is_empty() => self.todo.push_back(Todo::Client(key)),

@@ -10,6 +10,7 @@ use switchyard_core::client::session::{Approval, Denial};
 use switchyard_core::hook::desk::CallId;
 use switchyard_core::hook::frame::{Block, Outcome, Trouble, Verdict};
 use switchyard_core::params::CLIENT_ENCODING;
+use switchyard_core::pool::Want;
 use switchyard_core::server::link::Status;
 use switchyard_io::{Key, Peer};
 use switchyard_wire::build::{self, Report};
@@ -23,12 +24,10 @@ use crate::worker::Worker;
 use crate::worker::calls::{Question, Reply, TIMEOUT};
 use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
+use crate::worker::console::CONSOLE;
 
 /// Longest text in the evidence lines, in bytes.
 const EVIDENCE_MAX: usize = 200;
-
-/// A statement that fails on any server, and whose text says why in its log.
-const FAIL: &[u8] = b"select cast('cannot change server inside a transaction' as integer)";
 
 /// Why a message is not sent.
 struct Failure {
@@ -389,7 +388,9 @@ impl Worker {
         let enabled = |entry: &Arc<crate::entries::Entry>| {
             entry.admission() == crate::entries::Admission::Enabled
         };
-        match self.shared.destination(name) {
+        let found =
+            if name == CONSOLE { (None, Want::Writer) } else { self.shared.destination(name) };
+        match found {
             (Some(entry), want) if enabled(&entry) => {
                 let pool = self.shared.pool(&entry, &identity.user);
                 self.move_client(key, Place { pool, want }, name, text)
@@ -412,24 +413,19 @@ impl Worker {
     fn move_client(&mut self, key: Key, to: Place, name: &str, text: &[u8]) -> Result<(), Failure> {
         let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
         let Some(from) = client.place.clone() else { return Ok(()) };
-        if Arc::ptr_eq(&from.pool, &to.pool) && from.want == to.want {
+        if from.is(&to) {
+            Stats::add(&self.count(Hook::Route).identical, 1);
             return Ok(());
         }
         let slot = client.server();
         let server = slot.and_then(|slot| self.servers.get_mut(slot));
-        let mut link = server.and_then(|slot| slot.here.as_mut()).and_then(|s| s.link());
+        let link = server.and_then(|slot| slot.here.as_mut()).and_then(|s| s.link());
         let Stage::Session(session, _) = &client.stage else { return Ok(()) };
         let inside = session.in_transaction(link.as_deref());
         let open = link.as_ref().is_some_and(|link| !link.ends_with_group());
         if !inside && !open {
-            match (slot, link.as_mut().is_some_and(|link| link.is_free())) {
-                (None, _) => client.place = Some(to),
-                (Some(slot), true) => {
-                    client.moving = Some(to);
-                    self.give_back(slot);
-                }
-                (Some(_), false) => client.moving = Some(to),
-            }
+            Stats::add(&self.count(Hook::Route).changed, 1);
+            self.move_to(key, to);
             return Ok(());
         }
         // The end of a block belongs to its server, whatever the rules say.
@@ -439,8 +435,7 @@ impl Worker {
         match self.snapshot.config.settings.route_in_transaction {
             RouteInTransaction::Error if inside => {
                 let text = "cannot change server inside a transaction";
-                let failure = Failure::new(OnError::Error, "25001", text);
-                Err(Failure { instead: Some(FAIL), ..failure })
+                Err(Failure::new(OnError::Error, "25001", text))
             }
             RouteInTransaction::Switch if inside && slot.is_some() => {
                 let text = "transaction rolled back: routed to another server";
@@ -459,7 +454,13 @@ impl Worker {
         }
     }
 
-    fn warn(&mut self, key: Key, topic: Topic, subject: &str, line: &str) -> Option<Leave> {
+    pub(super) fn warn(
+        &mut self,
+        key: Key,
+        topic: Topic,
+        subject: &str,
+        line: &str,
+    ) -> Option<Leave> {
         let leave = self.hooks.current()?.warnings.leave(self.now, topic, subject)?;
         self.log_client(key, Level::Warning, &format!("{line}{}", more(leave)));
         Some(leave)

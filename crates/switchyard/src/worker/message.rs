@@ -49,6 +49,8 @@ pub enum Message {
     Kill(Arc<Entry>, &'static str),
     /// A reload that a console asked for has ended; whether the file was valid.
     Reloaded(Ticket, bool),
+    /// Modules that a console has set are loaded, or not: the answer's tag, or Python's error.
+    HooksSet(Ticket, Result<String, String>),
     /// Give up servers of an entry that are not logged in yet.
     StopOpening(Arc<Entry>),
     /// A SUSPEND has ended.
@@ -99,6 +101,7 @@ impl Worker {
             Message::Gathered(console, gathering) => self.gathered(console, &gathering),
             Message::Kill(entry, reason) => self.kill(&entry, reason),
             Message::Reloaded(console, valid) => self.reloaded(console, valid),
+            Message::HooksSet(console, done) => self.hooks_set(console, done),
             Message::StopOpening(entry) => self.stop_opening(&entry),
             Message::WakeUp => self.wake_up(),
             Message::StopListening(which) => self.stop_listening(which),

@@ -355,7 +355,8 @@ impl Worker {
                 self.shared.suspect(&server.pool, server.lane, kind);
             }
         }
-        let odd = received.unexpected.map(|tag| (tag, server.prefix()));
+        let kept = matches!(server.stage, ServerStage::Ready(_, Use::Kept(_)));
+        let odd = received.unexpected.filter(|_| !kept).map(|tag| (tag, server.prefix()));
         if !received.told.is_empty() {
             self.tell(key, client_key, &received);
         }

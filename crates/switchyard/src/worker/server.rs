@@ -53,6 +53,8 @@ pub enum Use {
     Idle,
     /// Linked to this client of the same worker.
     Linked(Key),
+    /// Kept by this client, whose messages go elsewhere at the moment.
+    Kept(Key),
     /// Running a hidden query of ours.
     Testing,
     /// Released, but a cancel request that was sent for it has not ended.

@@ -1,9 +1,9 @@
 //! A client's bytes in its session: what the session says about them is done, and counted.
 
 use switchyard_config::PoolMode;
-use switchyard_config::value::UntrackedSet;
+use switchyard_config::value::{RouteInTransaction, UntrackedSet};
 use switchyard_core::client::session::{
-    Counted, Hooking, Misuse, Reprepare, Rules, Simple, Stop, Tracking, Untracked,
+    Counted, Detour, Hooking, Misuse, Reprepare, Rules, Simple, Stop, Tracking, Untracked,
 };
 use switchyard_core::server::link::{Received, Status, Told};
 use switchyard_core::server::request::HiddenQuery;
@@ -61,6 +61,9 @@ impl Worker {
             if !sent {
                 return data.len();
             }
+            if let Some(route) = self.flow.stayed.take() {
+                self.note_stay(key, route);
+            }
             if let Some(routes) = self.clients.get_mut(key).and_then(|c| c.routes.as_mut())
                 && routes.later.is_some()
             {
@@ -81,6 +84,11 @@ impl Worker {
                 Stop::Ask(text) => {
                     let text = text.start - count..text.end - count;
                     if self.ask_hooks(key, &data[used..], text) == Asked::Waiting {
+                        return used;
+                    }
+                }
+                Stop::Move(route) => {
+                    if !self.follow(key, route) {
                         return used;
                     }
                 }
@@ -136,6 +144,10 @@ impl Worker {
                 Asking::Never => Hooking::Off,
                 _ if self.hooks.current().is_none() => Hooking::Off,
                 Asking::Unknown | Asking::No | Asking::Asked(..) => Hooking::On,
+            },
+            detour: match settings.route_in_transaction {
+                RouteInTransaction::Stay => Detour::Stays,
+                RouteInTransaction::Error | RouteInTransaction::Switch => Detour::Fails,
             },
             loyalty: place.pool.loyalty(),
             misuse: if settings.prepared_statement_errors { Misuse::Fails } else { Misuse::Closes },

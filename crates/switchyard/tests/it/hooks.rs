@@ -32,13 +32,13 @@ def rewrite_query(username, query):
     return query
 "#;
 
-struct Lab {
-    servers: [Postgres; 2],
-    pooler: Pooler,
-    directory: tempfile::TempDir,
+pub(super) struct Lab {
+    pub(super) servers: [Postgres; 2],
+    pub(super) pooler: Pooler,
+    pub(super) directory: tempfile::TempDir,
 }
 
-fn lab(settings: &str) -> io::Result<Lab> {
+pub(super) fn lab(settings: &str) -> io::Result<Lab> {
     let servers = [Postgres::start("")?, Postgres::start("")?];
     for (server, name) in servers.iter().zip(["one", "two"]) {
         server.sql(&format!(

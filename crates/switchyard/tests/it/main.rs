@@ -4,6 +4,8 @@
 mod console;
 mod drivers;
 mod failures;
+mod hook_host;
+mod hook_routes;
 mod hooks;
 mod process;
 mod scarcity;

@@ -11,7 +11,7 @@ use switchyard_wire::tag::frontend;
 use switchyard_wire::{frame, read};
 
 use super::message::{Message, refuse, whole};
-use super::terms::{Approval, Flow, Loyalty, Misuse, Reprepare, Rules, Stop, Tracking};
+use super::terms::{Approval, Flow, Hooking, Loyalty, Misuse, Reprepare, Rules, Stop, Tracking};
 use super::{Destination, NAMES_MAX, Partial, Session, Stopped};
 use crate::prepared::{Change, Closing, Presence, Statement, Was};
 use crate::server::link::Link;
@@ -46,6 +46,9 @@ impl Session {
         }
         if m.input.len() - m.at <= frame::HEADER {
             return Err(Stop::More);
+        }
+        if rules.hooking == Hooking::On {
+            self.note_parse(&m);
         }
         let unnamed = m.input.get(m.at + frame::HEADER) == Some(&0);
         let untracked = unnamed || rules.tracking == Tracking::Off;
@@ -173,6 +176,7 @@ impl Session {
             return Ok(self.pass(m, Destination::Server, flow));
         }
         if closing {
+            self.routes.remove(name);
             let was = self.statements.remove(name);
             let was = was.map(|statement| Box::new(NamedParse { name: name.into(), statement }));
             link.answer_locally(Request::LocalClose(was), &mut flow.client);

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::batch::Batch;
+use crate::client::routes::RouteId;
 use crate::params::Tracked;
 use crate::prepared::Registry;
 
@@ -81,6 +82,15 @@ impl Untracked {
     }
 }
 
+/// What becomes of a statement of another pool inside a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detour {
+    /// It is prepared and run on the transaction's server.
+    Stays,
+    /// It fails, and the transaction with it.
+    Fails,
+}
+
 /// What the session has to know of settings.
 #[derive(Clone, Debug)]
 pub struct Rules<'a> {
@@ -88,6 +98,8 @@ pub struct Rules<'a> {
     pub tracking: Tracking,
     /// Hooks.
     pub hooking: Hooking,
+    /// Statements of other pools inside a transaction.
+    pub detour: Detour,
     /// Lost servers.
     pub loyalty: Loyalty,
     /// Wrong names.
@@ -119,6 +131,8 @@ pub struct Flow {
     pub counted: Counted,
     /// An untracked parameter that was set, the first one of a transaction.
     pub assigned: Option<String>,
+    /// A message that belongs to this route was sent where the client was.
+    pub stayed: Option<RouteId>,
 }
 
 /// Events of a turn that statistics count.
@@ -143,6 +157,8 @@ pub enum Stop {
     Full,
     /// The hooks have to judge the next message, whose query text is here.
     Ask(Range<usize>),
+    /// The next message belongs there.
+    Move(RouteId),
     /// The client said good-bye.
     Terminate,
     /// The client must be closed.

@@ -12,6 +12,7 @@ use crate::log::Level;
 use crate::reload;
 use crate::worker::Worker;
 use crate::worker::console::gather::{Gathering, Question};
+use crate::worker::console::hooks::concerns_hooks;
 use crate::worker::console::{CONSOLE, Done, Rights, Wait};
 use crate::worker::message::Message;
 
@@ -85,6 +86,9 @@ impl Worker {
         // What others have set since this worker last looked must stay.
         let mut config = self.shared.snapshot().config.clone();
         let line = match config.settings.set(name, value) {
+            Ok(Taken::Applied) if concerns_hooks(name) => {
+                return self.set_hooks(key, config, format!("SET {name}={value}"));
+            }
             Ok(taken) => {
                 match taken {
                     Taken::Applied => {

@@ -24,6 +24,9 @@ impl Worker {
         };
         let mut row = self.client_row(client, state);
         extend(&mut row, show, client.input.len(), client.output.len());
+        if show == Show::Clients {
+            row.push(text(client.identity.as_ref().map_or("", |identity| &identity.database)));
+        }
         let shown =
             show != Show::ActiveSockets || !(client.input.is_empty() && client.output.is_empty());
         shown.then_some((client.number, row))
@@ -218,7 +221,7 @@ fn server_state(server: &Server) -> &'static str {
         | ServerStage::Login(_)
         | ServerStage::Between => "new",
         ServerStage::Ready(_, Use::Idle) => "idle",
-        ServerStage::Ready(_, Use::Linked(_)) | ServerStage::Asked(_) => "active",
+        ServerStage::Ready(_, Use::Linked(_) | Use::Kept(_)) | ServerStage::Asked(_) => "active",
         ServerStage::Ready(_, Use::Testing) => "tested",
         ServerStage::Ready(_, Use::BeingCanceled) => "being_canceled",
     }

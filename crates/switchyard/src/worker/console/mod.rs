@@ -2,11 +2,12 @@
 //! `commands` act, `waits` are the ends of those that take time, `suspend` is SUSPEND, `kill`
 //! closes connections. Rows of SHOW: `tables` are those that one thread can tell, `gather` collects
 //! what all workers have to add to, of which `connections` are the widest; `pools` and `stats` are
-//! numbers.
+//! numbers, `hooks` those of the Python functions.
 
 mod commands;
 mod connections;
 pub mod gather;
+mod hooks;
 mod kill;
 mod pools;
 mod stats;

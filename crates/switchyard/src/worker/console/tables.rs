@@ -45,6 +45,7 @@ impl Worker {
             Show::Clusters => self.cluster_rows(),
             Show::Nodes => self.node_rows(),
             Show::Switchovers => self.switchover_rows(),
+            Show::Hooks => self.hook_rows(),
             Show::Peers => self.peer_rows(),
             Show::Stats | Show::StatsTotals | Show::StatsAverages => self.stats_rows(show),
             Show::Totals => self.totals_rows(),

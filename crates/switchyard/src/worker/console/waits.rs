@@ -55,7 +55,7 @@ impl Worker {
         self.todo.push_back(Todo::Client(key));
     }
 
-    fn stop_waiting(&mut self, key: Key) -> bool {
+    pub(super) fn stop_waiting(&mut self, key: Key) -> bool {
         self.consoles.retain(|waiting| *waiting != key);
         self.console(key).is_some_and(|console| console.wait.take().is_some())
     }

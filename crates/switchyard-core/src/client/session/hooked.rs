@@ -1,0 +1,154 @@
+//! The part of a session that hooks decide: questions, refusals, and the way of messages to the
+//! pool of their statement.
+
+use switchyard_wire::tag::frontend;
+use switchyard_wire::{build, frame, read};
+
+use super::message::{Message, whole};
+use super::{
+    Approval, Denial, Denied, Destination, Detour, Flow, Hooking, NAMES_MAX, Rules, Session, Stop,
+    Stopped, Tracking,
+};
+use crate::client::routes::RouteId;
+use crate::server::link::{Link, Status};
+use crate::server::request::{HiddenQuery, Request, Turn};
+
+/// A statement that fails on any server, and whose text says why in its log.
+const FAIL: &[u8] = b"select cast('statement refused by the pooler' as integer)";
+/// What a Bind is told whose statement lives on another server than the transaction.
+const OTHER_SERVER: &str = "cannot change server inside a transaction";
+
+impl Session {
+    pub(super) fn must_ask(&self, rules: &Rules<'_>) -> bool {
+        rules.hooking == Hooking::On && self.approval.is_none()
+    }
+
+    /// The hooks have judged the message at the head of the stream.
+    pub fn approve(&mut self, approval: Approval) {
+        self.approval = Some(Box::new(approval));
+    }
+
+    /// Whether the message at the head of the stream was refused and not yet answered.
+    pub fn is_denied(&self) -> bool {
+        matches!(self.approval.as_deref(), Some(Approval::Refused(_)))
+    }
+
+    pub(super) fn denial(&mut self) -> Option<Denial> {
+        match *self.approval.take()? {
+            Approval::Refused(denial) => Some(denial),
+            Approval::Unchanged | Approval::Text(_) => None,
+        }
+    }
+
+    /// A message that the hooks have refused.
+    pub(super) fn deny(&mut self, link: &mut Link, m: Message<'_>, flow: &mut Flow) -> Stopped {
+        whole(&m)?;
+        let Some(denial) = self.denial() else { return Ok(0) };
+        self.refuse_message(link, m, denial, flow)
+    }
+
+    /// The error of a refused message has its place in the order of answers. What the client has
+    /// in progress on its server fails there as if the message itself had failed: nothing of its
+    /// group or block can be committed without it.
+    fn refuse_message(
+        &mut self,
+        link: &mut Link,
+        m: Message<'_>,
+        Denial { error, instead }: Denial,
+        flow: &mut Flow,
+    ) -> Stopped {
+        let begun = self.in_transaction(Some(link)) || !link.ends_with_group();
+        if let Some(sql) = instead.or(begun.then_some(FAIL)) {
+            flow.server.inject(m.input, |out| build::query(out, sql));
+            link.sent(Request::Hidden(HiddenQuery::Instead));
+        }
+        let turn = if m.head.tag == frontend::QUERY { Turn::Ended } else { Turn::Open };
+        if turn == Turn::Open {
+            self.denied = Denied::UpToSync;
+        }
+        link.refuse(error, turn, &mut flow.client);
+        Ok(self.pass(m, Destination::Nowhere, flow))
+    }
+
+    /// Where messages go.
+    pub fn route(&self) -> RouteId {
+        self.routes.current()
+    }
+
+    /// Messages go there from now on.
+    pub fn turn(&mut self, to: RouteId) {
+        self.routes.turn(to);
+    }
+
+    /// A Parse is on its way to where messages go.
+    pub(super) fn note_parse(&mut self, m: &Message<'_>) {
+        let name = m.input.get(m.at + frame::HEADER..).and_then(read::cstr);
+        if let Some((name, _)) = name {
+            self.routes.define(name);
+        }
+    }
+
+    /// The route of the statement that a message names, if it is not the current one.
+    pub(super) fn elsewhere(
+        &self,
+        m: &Message<'_>,
+        rules: &Rules<'_>,
+    ) -> Result<Option<RouteId>, Stop> {
+        if rules.hooking == Hooking::Off {
+            return Ok(None);
+        }
+        let there = m.there();
+        let body = &m.input[(m.at + frame::HEADER).min(m.at + there)..m.at + there];
+        let name = match m.head.tag {
+            frontend::BIND => read::bind(body).map(|(_, name, _)| name),
+            frontend::DESCRIBE | frontend::CLOSE => match read::describe(whole(m)?) {
+                Some((b'S', name)) => Some(name),
+                Some(_) | None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        match name {
+            Some(name) => Ok(self.routes.elsewhere(name)),
+            None if there == m.head.len || there > NAMES_MAX => Ok(None),
+            None => Err(Stop::More),
+        }
+    }
+
+    /// A message that names a statement goes where that lives: the client moves, unless it is in
+    /// the middle of something on the server it has. `None` means that the message goes on here.
+    pub(super) fn follow(
+        &mut self,
+        link: &mut Link,
+        m: &Message<'_>,
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> Result<Option<Stopped>, Stop> {
+        let closing = m.head.tag == frontend::CLOSE;
+        if link.is_skipping() || (closing && rules.tracking != Tracking::Off) {
+            return Ok(None);
+        }
+        let Some(route) = self.elsewhere(m, rules)? else { return Ok(None) };
+        let inside = self.in_transaction(Some(link));
+        if !inside && link.ends_with_group() {
+            return Err(Stop::Move(route));
+        }
+        flow.stayed = Some(route);
+        let failed = link.status() == Status::Failed;
+        let named = matches!(rules.tracking, Tracking::On(_));
+        if !inside || failed || (named && rules.detour == Detour::Stays) {
+            return Ok(None);
+        }
+        flow.stayed = None;
+        let mut error = Vec::new();
+        let report = build::Report {
+            severity: "ERROR",
+            sqlstate: "25001",
+            message: OTHER_SERVER,
+            detail: None,
+        };
+        build::error_response(&mut error, report);
+        let denial = Denial { error, instead: None };
+        whole(m)?;
+        Ok(Some(self.refuse_message(link, *m, denial, flow)))
+    }
+}

@@ -1,0 +1,90 @@
+//! SHOW HOOKS, and SET of what the hooks are made of.
+
+use std::sync::Arc;
+
+use switchyard_config::Config;
+use switchyard_core::console::tables::Row;
+use switchyard_core::ids::Ticket;
+use switchyard_io::Key;
+
+use crate::hooks::stats::Hook;
+use crate::log::{Level, time_text};
+use crate::worker::console::tables::text;
+use crate::worker::console::{Done, Wait};
+use crate::worker::{Message, Todo, Worker};
+
+/// Whether a setting changes which functions run, or how.
+pub(super) fn concerns_hooks(name: &str) -> bool {
+    name.starts_with("hook_") || name.ends_with("_py_module_file")
+}
+
+impl Worker {
+    pub(super) fn hook_rows(&self) -> Vec<Row> {
+        let host = self.shared.hooks();
+        let stats = &self.shared.hook_stats;
+        let row = |hook: Hook| {
+            let module = host.as_ref().map(|host| &host.options.modules[hook as usize]);
+            let module = module.filter(|module| module.is_on());
+            let on = module.is_some();
+            let report = host.as_ref().and_then(|host| host.report()).unwrap_or_default();
+            let state = match (on, stats.workers()) {
+                (false, _) => "off",
+                (true, 0) => "failed",
+                (true, _) => "loaded",
+            };
+            let loaded = host.as_ref().filter(|_| on).map(|host| time_text(host.loaded_at));
+            let totals = stats.totals(hook);
+            let name = match hook {
+                Hook::Rewrite => "rewrite_query",
+                Hook::Route => "routing_rules",
+            };
+            vec![
+                text(name),
+                text(module.map_or("", |module| module.file.as_str())),
+                text(state),
+                loaded,
+                text(if on { report.arity[hook as usize] } else { 0 }),
+                text(if on { stats.workers() } else { 0 }),
+                text(totals.calls),
+                text(totals.changed),
+                text(totals.identical),
+                text(totals.none),
+                text(totals.unknown),
+                text(totals.errors),
+                text(totals.timeouts),
+                text(totals.ignored),
+                text(totals.micros.checked_div(totals.calls).unwrap_or(0)),
+                text(totals.longest),
+                text(stats.last_error(hook)),
+                text(totals.shadow),
+            ]
+        };
+        vec![row(Hook::Rewrite), row(Hook::Route)]
+    }
+
+    /// Loading modules takes its time, which is not this worker's.
+    pub(super) fn set_hooks(&mut self, key: Key, config: Config, tag: String) -> Done {
+        let (shared, ticket) = (Arc::clone(&self.shared), self.ticket(key));
+        std::thread::spawn(move || {
+            let done = shared.set_hooks(config).map(|()| tag);
+            shared.send(ticket.worker, Message::HooksSet(ticket, done));
+        });
+        self.wait(key, Wait::Workers)
+    }
+
+    /// The modules of a SET are loaded, or not.
+    pub(in crate::worker) fn hooks_set(&mut self, console: Ticket, done: Result<String, String>) {
+        let key = Key::from_bits(console.client);
+        if let Err(error) = &done {
+            self.shared.log.write(Level::Error, &format!("hooks not loaded: {error}"));
+        }
+        if !self.stop_waiting(key) {
+            return;
+        }
+        match done {
+            Ok(tag) => self.complete(key, &tag),
+            Err(_) => self.fail(key, "SET failed"),
+        }
+        self.todo.push_back(Todo::Client(key));
+    }
+}

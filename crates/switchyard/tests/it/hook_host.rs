@@ -1,0 +1,1 @@
+//! Functions that misbehave: their own calls suffer, nobody else does.
