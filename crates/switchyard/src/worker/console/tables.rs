@@ -121,9 +121,11 @@ impl Worker {
         names.extend(config.databases.values().filter_map(|database| database.auth_user.clone()));
         names.extend(config.settings.auth_user.clone().filter(|user| !user.is_empty()));
         names.push(CONSOLE.into());
+        // Users that no file knows have pools once they are logged in.
+        let pools = self.shared.pools();
+        names.extend(pools.iter().map(|pool| pool.user.clone()));
         names.sort_unstable();
         names.dedup();
-        let pools = self.shared.pools();
         let row = |name: String| {
             let own = config.users.get(&name);
             let wide = |size: Option<i64>| text(size.map_or(String::new(), |n| format!("{n:>9}")));

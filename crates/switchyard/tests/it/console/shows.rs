@@ -281,3 +281,18 @@ fn a_cancel_request_is_shown_on_its_way() -> io::Result<()> {
         pool.get(2..10).is_some_and(|part| part.join(" ") == "1 0 0 0 0 0 0 1")
     })
 }
+
+#[test]
+fn users_met_through_auth_query_are_shown_and_strangers_are_not() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let (postgres, pooler) = crate::start("auth_type = md5\nauth_user = postgres")?;
+    postgres.sql("create role outsider login password 'secret'")?;
+    assert_eq!(pooler.sql("outsider", "postgres", "select current_user")?.trim(), "outsider");
+    assert!(pooler.sql("stranger", "postgres", "select 1").is_err());
+    let users = pooler.console("show users")?;
+    let names: Vec<&str> = users.lines().filter_map(|row| Some(row.split_once('|')?.0)).collect();
+    assert_eq!(names, ["app", "outsider", "pgbouncer", "postgres"]);
+    Ok(())
+}
