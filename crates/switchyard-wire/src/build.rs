@@ -111,9 +111,9 @@ pub fn parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     });
 }
 
-/// BackendKeyData of protocol 3.0: process id and four bytes of secret.
-pub fn backend_key_data(out: &mut Vec<u8>, key: [u8; 8]) {
-    message(out, backend::BACKEND_KEY_DATA, |out| out.extend_from_slice(&key));
+/// BackendKeyData: process id and secret, which has four bytes in protocol 3.0.
+pub fn backend_key_data(out: &mut Vec<u8>, key: &[u8]) {
+    message(out, backend::BACKEND_KEY_DATA, |out| out.extend_from_slice(key));
 }
 
 /// NegotiateProtocolVersion: the newest version spoken and the options not known.

@@ -55,6 +55,18 @@ pub struct Inner {
     pub welcome: Option<Arc<Welcome>>,
     /// Keys of a client's SCRAM login, for logins to servers.
     pub keys: Option<Keys>,
+    /// Connections that carry cancel requests.
+    cancels: usize,
+}
+
+/// The right to one connection that carries a cancel request.
+#[derive(Debug)]
+pub struct CancelPermit(Arc<SharedPool>);
+
+impl Drop for CancelPermit {
+    fn drop(&mut self) {
+        self.0.lock().cancels -= 1;
+    }
 }
 
 /// Something that a worker has to do after a decision.
@@ -144,7 +156,8 @@ impl Stats {
 impl SharedPool {
     /// A pool with this machine.
     pub fn new(entry: Arc<Entry>, user: String, machine: Pool, workers: usize) -> Self {
-        let inner = Inner { machine, parked: HashMap::default(), welcome: None, keys: None };
+        let inner =
+            Inner { machine, parked: HashMap::default(), welcome: None, keys: None, cancels: 0 };
         SharedPool {
             entry,
             user,
@@ -209,6 +222,16 @@ impl SharedPool {
         let result = f(&mut inner);
         inner.collect(self, orders);
         result
+    }
+
+    /// A permit for a connection that carries a cancel request, unless there are enough.
+    pub fn cancel_permit(self: &Arc<Self>) -> Option<CancelPermit> {
+        let mut inner = self.lock();
+        if !inner.machine.has_room_for_cancel(inner.cancels) {
+            return None;
+        }
+        inner.cancels += 1;
+        Some(CancelPermit(Arc::clone(self)))
     }
 
     /// Numbers of one statistics counter set over all workers.

@@ -432,8 +432,8 @@ impl Shared {
     }
 
     /// The client behind a cancel key.
-    pub fn key_owner(&self, key: &[u8]) -> Option<Ticket> {
-        lock(&self.keys).get(<&[u8; 8]>::try_from(key).ok()?).copied()
+    pub fn key_owner(&self, key: &[u8; 8]) -> Option<Ticket> {
+        lock(&self.keys).get(key).copied()
     }
 
     /// Picks the least loaded worker for a new client and counts it there.

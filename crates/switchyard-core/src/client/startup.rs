@@ -2,7 +2,7 @@
 //!
 //! Not here: who the client is (`login`), whether its database exists. Texts are PgBouncer's.
 
-use switchyard_wire::startup::{VERSION_3_2, parameters};
+use switchyard_wire::startup::{VERSION_3_0, VERSION_3_2, parameters};
 
 use crate::params::{APPLICATION_NAME, Params, Tracked};
 
@@ -34,8 +34,18 @@ pub enum Version {
     V3_2,
 }
 
-/// The newest version that is spoken, as NegotiateProtocolVersion names it.
-pub const NEWEST: u32 = VERSION_3_2;
+impl Version {
+    /// As NegotiateProtocolVersion names it.
+    pub fn number(self) -> u32 {
+        match self {
+            Version::V3_0 => VERSION_3_0,
+            Version::V3_2 => VERSION_3_2,
+        }
+    }
+}
+
+/// The newest version that is spoken.
+const NEWEST: u32 = VERSION_3_2;
 
 /// The startup parameter `replication`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,12 @@ impl Pool {
         counts
     }
 
+    /// Whether one more connection may carry a cancel request while so many do: with them a pool
+    /// may have twice its size, whatever the other limits say.
+    pub fn has_room_for_cancel(&self, cancels: usize) -> bool {
+        self.limits.size == 0 || self.slots.len() + cancels < 2 * self.limits.size
+    }
+
     /// Number of servers in any state.
     pub fn len(&self) -> usize {
         self.slots.len()

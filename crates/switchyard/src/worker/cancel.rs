@@ -1,5 +1,12 @@
 //! Cancel requests: found by key, forwarded on a connection of their own by the worker that has
 //! the running query, answered to the canceller by closing its connection.
+//!
+//! ```text
+//! Waiting ──permit──► Connecting [──► Asked ──► Shaking] ──► Sent ──server closes──► done
+//! ```
+//! Until it is sent, a request is dropped as soon as the query has ended. Once it is sent, the
+//! server is given to nobody else before the connection has ended: the signal may still be on its
+//! way.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,26 +19,26 @@ use switchyard_io::{Key, Ready, Recv, Remote, Stream};
 use switchyard_wire::build;
 
 use crate::log::Level;
-use crate::pools::SharedPool;
+use crate::pools::{CancelPermit, SharedPool};
+use crate::snapshot::Logged;
 use crate::tls::{Shake, Transport};
+use crate::worker::cancel_key::{self, Received};
 use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::message::Message;
-use crate::worker::server::{Stage as ServerStage, Use};
+use crate::worker::server::{Server, Stage as ServerStage, Use};
 use crate::worker::{Source, Worker};
 
-/// A connection that carries a cancel request to a server.
+/// A cancel request for a server.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    stream: Transport,
+    /// `None` while it waits for a permit.
+    connection: Option<Connection>,
     progress: Progress,
-    /// The server's host as configured.
-    host: String,
-    security: Security,
     /// The server's slot.
     slot: Key,
-    /// The server's key.
-    key: Vec<u8>,
+    /// The client whose query it is for.
+    client: Key,
     requester: Requester,
     /// Number shown to operators.
     number: u64,
@@ -47,10 +54,28 @@ pub struct Requester {
     pub number: u64,
 }
 
+/// A connection that carries a cancel request.
+#[derive(Debug)]
+struct Connection {
+    stream: Transport,
+    security: Security,
+    /// The server's host as configured.
+    host: String,
+    /// The server's key.
+    key: Vec<u8>,
+    /// Start of its log lines.
+    prefix: String,
+    opened: Instant,
+    pool: Arc<SharedPool>,
+    _permit: CancelPermit,
+}
+
 /// How far a cancel request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It has no connection yet.
+    /// The pool has enough such connections.
+    Waiting,
+    /// Its connection is being opened.
     Connecting,
     /// Asked for TLS.
     Asked,
@@ -78,7 +103,7 @@ impl Outgoing {
 
     /// Address of this end, if it has one.
     pub(super) fn local(&self) -> Option<SocketAddr> {
-        self.stream.peek_socket().local_addr()
+        self.connection.as_ref()?.stream.peek_socket().local_addr()
     }
 
     /// When it began.
@@ -88,7 +113,8 @@ impl Outgoing {
 
     /// What protects it, as shown to operators.
     pub(super) fn tls(&self) -> String {
-        self.stream.tls_info().to_string()
+        let connection = self.connection.as_ref();
+        connection.map(|connection| connection.stream.tls_info().to_string()).unwrap_or_default()
     }
 }
 
@@ -99,22 +125,28 @@ enum Security {
     Tls,
 }
 
+const NOW_IDLE: &str = "not sending cancel request for client that is now idle";
+
 /// Reads of a turn on a connection that has nothing to say.
 const READS_MAX: usize = 16;
 
 impl Worker {
     /// A client's first packet was a CancelRequest.
     pub(super) fn cancel_request(&mut self, key: Key, cancel_key: &[u8]) {
-        if cancel_key.len() != 8 {
-            return self.close_client(key, "bad cancel request", Farewell::Silent);
-        }
-        let Some(target) = self.shared.key_owner(cancel_key) else {
-            return self.close_client(key, "failed cancel request", Farewell::Silent);
-        };
         let ticket = self.ticket(key);
         let Some(client) = self.clients.get_mut(key) else { return };
         client.stage = Stage::Cancel;
         let requester = Requester { ticket, number: client.number };
+        let target = match cancel_key::read(cancel_key, &self.snapshot.mock_key) {
+            Received::Key(short) => self.shared.key_owner(&short),
+            Received::Foreign => None,
+            Received::Malformed => {
+                return self.close_client(key, "bad cancel request", Farewell::Silent);
+            }
+        };
+        let Some(target) = target else {
+            return self.close_client(key, "failed cancel request", Farewell::Silent);
+        };
         self.send(target.worker, Message::Cancel(target, requester));
     }
 
@@ -122,155 +154,133 @@ impl Worker {
     pub(super) fn cancel_client(&mut self, target: Ticket, from: Requester) {
         let requester = from.ticket;
         let done = |reason| Message::CancelDone(requester, reason);
-        let key = Key::from_bits(target.client);
-        let Some(client) = self.clients.get(key) else {
+        let client_key = Key::from_bits(target.client);
+        let Some(client) = self.clients.get(client_key) else {
             return self.send(requester.worker, done("failed cancel request"));
         };
         if matches!(client.stage, Stage::Console(_)) {
             self.send(requester.worker, done("cancel request for console client"));
-            return self.cancel_console(key);
+            return self.cancel_console(client_key);
         }
         let Some(Activity::Linked(slot)) = client.activity() else {
             return self.send(requester.worker, done("cancel request for idle client"));
         };
-        let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
-            return self.send(requester.worker, done("cancel request for idle client"));
-        };
-        let ServerStage::Ready(link, _) = &server.stage else { return };
-        if link.is_setting_parameters() {
+        let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
+        let setting = server.is_some_and(|server| match &server.stage {
+            ServerStage::Ready(link, _) => link.is_setting_parameters(),
+            _ => false,
+        });
+        if setting {
             let reason = "ignoring cancel request for server that is setting vars";
             return self.send(requester.worker, done(reason));
         }
-        if link.outstanding().is_empty() {
-            let reason = "not sending cancel request for client that is now idle";
-            return self.send(requester.worker, done(reason));
+        if let Some(server) = server {
+            let taken = Message::CancelTaken(requester, Arc::clone(&server.pool));
+            self.send(requester.worker, taken);
         }
-        let Ok(stream) = Stream::connect(&server.remote) else {
-            return self.send(requester.worker, done("failed cancel request"));
-        };
-        server.cancels += 1;
-        let key = server.key.clone();
-        let (progress, started) = (Progress::Connecting, self.now);
-        let stream = stream.into();
+        let (connection, progress, started) = (None, Progress::Waiting, self.now);
+        let (number, client, requester) = (self.shared.number(), client_key, from);
+        let outgoing = Outgoing { connection, progress, slot, client, requester, number, started };
+        let key = self.cancels.insert(outgoing);
+        self.open_cancel(key);
+    }
+
+    /// Whether the query that a request is for still runs.
+    fn still_runs(&self, outgoing: &Outgoing) -> bool {
+        let linked = self.clients.get(outgoing.client).and_then(|client| client.server());
+        let server = self.servers.get(outgoing.slot).and_then(|slot| slot.here.as_ref());
+        linked == Some(outgoing.slot)
+            && server.is_some_and(|server| match &server.stage {
+                ServerStage::Ready(link, _) => !link.outstanding().is_empty(),
+                _ => false,
+            })
+    }
+
+    /// Opens a connection for a request if there may be one more.
+    fn open_cancel(&mut self, key: Key) {
+        let Some(outgoing) = self.cancels.get(key) else { return };
+        if !self.still_runs(outgoing) {
+            return self.cancel_ended(key, NOW_IDLE);
+        }
+        let server = self.servers.get(outgoing.slot).and_then(|slot| slot.here.as_ref());
+        let Some(server) = server else { return self.cancel_ended(key, NOW_IDLE) };
+        let Some(permit) = server.pool.cancel_permit() else { return };
         let required = self.snapshot.tls.servers.is_required();
         let plain = !required || matches!(server.remote, Remote::Unix(_));
-        let security = if plain { Security::Plain } else { Security::Tls };
-        let host = server.host.clone();
-        let number = self.shared.number();
-        let taken = Message::CancelTaken(requester, Arc::clone(&server.pool));
-        self.shared.send(requester.worker, taken);
-        let requester = from;
-        let outgoing =
-            Outgoing { stream, progress, host, security, slot, key, requester, number, started };
-        let key = self.cancels.insert(outgoing);
+        let opened = Stream::connect(&server.remote).and_then(|stream| {
+            stream.set_options(&self.snapshot.sockets).map_err(|failed| failed.error)?;
+            Ok(stream)
+        });
+        let Ok(stream) = opened else { return self.cancel_ended(key, "failed cancel request") };
+        let connection = Connection {
+            stream: stream.into(),
+            security: if plain { Security::Plain } else { Security::Tls },
+            host: server.host.clone(),
+            key: server.key.clone(),
+            prefix: server.prefix_of(outgoing.number),
+            opened: self.now,
+            pool: Arc::clone(&server.pool),
+            _permit: permit,
+        };
         let token = Source::Cancel(key).token();
         if let Some(outgoing) = self.cancels.get_mut(key) {
+            outgoing.progress = Progress::Connecting;
+            let connection = outgoing.connection.insert(connection);
             // Failure shows as a request that never ends: cancel_wait_timeout ends it.
-            let _ = self.poller.register(outgoing.stream.socket(), token, Watch::Both);
+            let _ = self.poller.register(connection.stream.socket(), token, Watch::Both);
         }
     }
 
     pub(super) fn cancel_ready(&mut self, key: Key, event: Ready) {
-        let Some(outgoing) = self.cancels.get_mut(key) else { return };
+        let Some(outgoing) = self.cancels.get(key) else { return };
         if outgoing.progress == Progress::Connecting && event.writable {
-            let mut bytes = Vec::new();
-            outgoing.progress = match outgoing.security {
-                Security::Plain => {
-                    build::cancel_request(&mut bytes, &outgoing.key);
-                    Progress::Sent
-                }
-                Security::Tls => {
-                    build::ssl_request(&mut bytes);
-                    Progress::Asked
-                }
-            };
-            let connected = outgoing.stream.peek_socket().connected();
-            let sent = connected.and_then(|()| outgoing.stream.socket().send(&bytes));
-            if !sent.is_ok_and(|count| count == bytes.len()) {
-                return self.cancel_ended(key, "failed cancel request");
+            if !self.still_runs(outgoing) {
+                return self.cancel_ended(key, NOW_IDLE);
             }
-            self.tell_sent(key);
+            self.cancel_connected(key);
         }
         if event.readable {
             self.read_cancel(key);
         }
     }
 
-    fn read_cancel(&mut self, key: Key) {
+    fn cancel_connected(&mut self, key: Key) {
         let Some(outgoing) = self.cancels.get_mut(key) else { return };
-        match outgoing.progress {
-            Progress::Connecting => {}
-            Progress::Shaking => self.shake_later(Source::Cancel(key)),
-            Progress::Asked => {
-                let mut answer = [0; 2];
-                match outgoing.stream.socket().recv(&mut answer) {
-                    Recv::Bytes(1) if answer[0] == b'S' => {
-                        let setup = self.snapshot.tls.servers.config(&outgoing.host);
-                        let greeted =
-                            setup.map(|(config, name)| outgoing.stream.say_hello(config, name));
-                        if !matches!(greeted, Some(Ok(()))) {
-                            return self.cancel_ended(key, "failed cancel request");
-                        }
-                        outgoing.progress = Progress::Shaking;
-                        self.shake_later(Source::Cancel(key));
-                    }
-                    Recv::Blocked => {}
-                    Recv::Bytes(_) | Recv::Eof | Recv::Failed(_) => {
-                        self.cancel_ended(key, "failed cancel request");
-                    }
-                }
-            }
-            // The server says nothing but good-bye.
-            Progress::Sent => {
-                for _ in 0..READS_MAX {
-                    match outgoing.stream.socket().recv(&mut self.scratch) {
-                        Recv::Bytes(_) => {}
-                        Recv::Blocked => return,
-                        Recv::Eof | Recv::Failed(_) => break,
-                    }
-                }
-                self.cancel_ended(key, "successfully sent cancel request");
-            }
+        let Some(connection) = outgoing.connection.as_mut() else { return };
+        let socket = connection.stream.peek_socket();
+        if socket.connected().is_err() {
+            return self.cancel_ended(key, "failed cancel request");
         }
-    }
-
-    /// Takes a step of the handshake of a cancel connection; the request follows the last one.
-    pub(super) fn shake_cancel(&mut self, key: Key) {
-        let Some(outgoing) = self.cancels.get_mut(key) else { return };
-        if outgoing.progress != Progress::Shaking {
-            return;
+        if self.snapshot.log.connections == Logged::Yes {
+            let from = socket.local_addr().map(|at| format!(" (from {at})")).unwrap_or_default();
+            let line = format!("{} new connection to server{from}", connection.prefix);
+            self.shared.log.write(Level::Log, &line);
         }
-        let step = outgoing.stream.shake(&mut self.scratch);
-        let mut bytes = outgoing.stream.unsent();
-        let done = match step {
-            Shake::Waiting => true,
-            Shake::Done => {
-                outgoing.progress = Progress::Sent;
-                let mut request = Vec::new();
-                build::cancel_request(&mut request, &outgoing.key);
-                let sealed = outgoing.stream.seal(&request).ok().flatten();
-                bytes.extend_from_slice(sealed.as_deref().unwrap_or_default());
-                sealed.is_some()
+        let mut bytes = Vec::new();
+        outgoing.progress = match connection.security {
+            Security::Plain => {
+                build::cancel_request(&mut bytes, &connection.key);
+                Progress::Sent
             }
-            Shake::Ended => false,
-            Shake::Failed(text) => {
-                let line = format!("TLS handshake error: {text}");
-                self.shared.log.write(Level::Warning, &line);
-                false
+            Security::Tls => {
+                build::ssl_request(&mut bytes);
+                Progress::Asked
             }
         };
-        let sent = outgoing.stream.socket().send(&bytes);
-        if !done || !sent.is_ok_and(|count| count == bytes.len()) {
+        let sent = connection.stream.socket().send(&bytes);
+        let progress = outgoing.progress;
+        self.note_sent(key, progress);
+        if !sent.is_ok_and(|count| count == bytes.len()) {
             self.cancel_ended(key, "failed cancel request");
-        } else if outgoing.progress == Progress::Sent {
-            self.tell_sent(key);
-            self.read_cancel(key);
         }
     }
 
-    fn tell_sent(&self, key: Key) {
+    /// From here on the server may be interrupted at any time.
+    fn note_sent(&mut self, key: Key, progress: Progress) {
         let Some(outgoing) = self.cancels.get(key) else { return };
-        if outgoing.progress == Progress::Sent {
+        let server = self.servers.get_mut(outgoing.slot).and_then(|slot| slot.here.as_mut());
+        if let Some(server) = server.filter(|_| progress == Progress::Sent) {
+            server.cancels += 1;
             let requester = outgoing.requester.ticket;
             self.send(requester.worker, Message::CancelSent(requester));
         }
@@ -292,29 +302,188 @@ impl Worker {
         }
     }
 
-    /// A cancel connection has ended: the canceller is told, the server may be used again.
-    fn cancel_ended(&mut self, key: Key, reason: &'static str) {
-        let Some(outgoing) = self.cancels.remove(key) else { return };
-        let requester = outgoing.requester.ticket;
-        self.send(requester.worker, Message::CancelDone(requester, reason));
-        let server = self.servers.get_mut(outgoing.slot).and_then(|slot| slot.here.as_mut());
-        let Some(server) = server else { return };
-        server.cancels -= 1;
-        let waits = matches!(server.stage, ServerStage::Ready(_, Use::BeingCanceled));
-        if waits && server.cancels == 0 {
-            self.release(outgoing.slot);
+    fn read_cancel(&mut self, key: Key) {
+        let Some(outgoing) = self.cancels.get_mut(key) else { return };
+        let Some(connection) = outgoing.connection.as_mut() else { return };
+        match outgoing.progress {
+            Progress::Waiting | Progress::Connecting => {}
+            Progress::Shaking => self.shake_later(Source::Cancel(key)),
+            Progress::Asked => {
+                let mut answer = [0; 2];
+                match connection.stream.socket().recv(&mut answer) {
+                    Recv::Bytes(1) if answer[0] == b'S' => {
+                        let setup = self.snapshot.tls.servers.config(&connection.host);
+                        let greeted =
+                            setup.map(|(config, name)| connection.stream.say_hello(config, name));
+                        if !matches!(greeted, Some(Ok(()))) {
+                            return self.cancel_ended(key, "failed cancel request");
+                        }
+                        outgoing.progress = Progress::Shaking;
+                        self.shake_later(Source::Cancel(key));
+                    }
+                    Recv::Blocked => {}
+                    Recv::Bytes(_) | Recv::Eof | Recv::Failed(_) => {
+                        self.cancel_ended(key, "failed cancel request");
+                    }
+                }
+            }
+            // The server says nothing but good-bye.
+            Progress::Sent => {
+                for _ in 0..READS_MAX {
+                    match connection.stream.socket().recv(&mut self.scratch) {
+                        Recv::Bytes(_) => {}
+                        Recv::Blocked => return,
+                        Recv::Eof | Recv::Failed(_) => break,
+                    }
+                }
+                self.cancel_ended(key, "successfully sent cancel request");
+            }
         }
     }
 
-    /// Ends cancel requests that take too long.
-    pub(super) fn expire_cancels(&mut self, timeout: Duration) {
-        let late = |outgoing: &Outgoing| self.now.duration_since(outgoing.started) > timeout;
-        let expired: Vec<Key> = self
+    /// Takes a step of the handshake of a cancel connection; the request follows the last one.
+    pub(super) fn shake_cancel(&mut self, key: Key) {
+        let Some(outgoing) = self.cancels.get(key) else { return };
+        if outgoing.progress != Progress::Shaking {
+            return;
+        }
+        if !self.still_runs(outgoing) {
+            return self.cancel_ended(key, NOW_IDLE);
+        }
+        let Some(outgoing) = self.cancels.get_mut(key) else { return };
+        let Some(connection) = outgoing.connection.as_mut() else { return };
+        let step = connection.stream.shake(&mut self.scratch);
+        let mut bytes = connection.stream.unsent();
+        let done = match step {
+            Shake::Waiting => true,
+            Shake::Done => {
+                outgoing.progress = Progress::Sent;
+                let mut request = Vec::new();
+                build::cancel_request(&mut request, &connection.key);
+                let sealed = connection.stream.seal(&request).ok().flatten();
+                bytes.extend_from_slice(sealed.as_deref().unwrap_or_default());
+                sealed.is_some()
+            }
+            Shake::Ended => false,
+            Shake::Failed(text) => {
+                let line = format!("{} TLS handshake error: {text}", connection.prefix);
+                self.shared.log.write(Level::Warning, &line);
+                false
+            }
+        };
+        let sent = connection.stream.socket().send(&bytes);
+        let progress = outgoing.progress;
+        self.note_sent(key, progress);
+        if !done || !sent.is_ok_and(|count| count == bytes.len()) {
+            self.cancel_ended(key, "failed cancel request");
+        } else if progress == Progress::Sent {
+            self.read_cancel(key);
+        }
+    }
+}
+
+/// Ends of requests.
+impl Worker {
+    /// A request has ended: the canceller is told, the server may be used again, and another
+    /// request may have the connection's place.
+    fn cancel_ended(&mut self, key: Key, reason: &'static str) {
+        let Some(outgoing) = self.cancels.remove(key) else { return };
+        let Outgoing { connection, progress, slot, requester, .. } = outgoing;
+        let requester = requester.ticket;
+        if let Some(connection) = connection {
+            if self.snapshot.log.disconnections == Logged::Yes {
+                let age = self.now.saturating_duration_since(connection.opened).as_secs();
+                let line = format!("{} closing because: {reason} (age={age}s)", connection.prefix);
+                self.shared.log.write(Level::Log, &line);
+            }
+            let pool = Arc::clone(&connection.pool);
+            drop(connection);
+            self.shared.broadcast(|| Message::CancelRoom(Arc::clone(&pool)));
+        }
+        self.send(requester.worker, Message::CancelDone(requester, reason));
+        let server = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut());
+        let Some(server) = server.filter(|_| progress == Progress::Sent) else { return };
+        server.cancels -= 1;
+        let waits = matches!(server.stage, ServerStage::Ready(_, Use::BeingCanceled));
+        if waits && server.cancels == 0 {
+            self.release(slot);
+        }
+    }
+
+    /// Requests for which there was no connection may have one, the oldest first.
+    pub(super) fn go_on_canceling(&mut self, pool: &Arc<SharedPool>) {
+        let mut waiting: Vec<(Instant, Key)> = self
             .cancels
             .iter()
-            .filter(|(_, outgoing)| !timeout.is_zero() && late(outgoing))
-            .map(|(key, _)| key)
+            .filter(|(_, outgoing)| outgoing.progress == Progress::Waiting)
+            .filter(|(_, outgoing)| {
+                let slot = self.servers.get(outgoing.slot);
+                slot.is_none_or(|slot| Arc::ptr_eq(&slot.pool, pool))
+            })
+            .map(|(key, outgoing)| (outgoing.started, key))
             .collect();
-        expired.into_iter().for_each(|key| self.cancel_ended(key, "cancel_wait_timeout"));
+        waiting.sort_unstable_by_key(|(started, _)| *started);
+        waiting.into_iter().for_each(|(_, key)| self.open_cancel(key));
+    }
+
+    /// A server is released: what was not sent to it is too late.
+    pub(super) fn drop_unsent_cancels(&mut self, slot: Key) {
+        if self.cancels.is_empty() {
+            return;
+        }
+        let unsent =
+            |outgoing: &Outgoing| outgoing.slot == slot && outgoing.progress != Progress::Sent;
+        let late = self.cancels.iter().filter(|(_, outgoing)| unsent(outgoing));
+        let late: Vec<Key> = late.map(|(key, _)| key).collect();
+        late.into_iter().for_each(|key| self.cancel_ended(key, NOW_IDLE));
+    }
+
+    /// A canceller has left. What was sent already is waited for all the same.
+    pub(super) fn canceller_gone(&mut self, requester: Ticket) {
+        let gone = |outgoing: &Outgoing| {
+            outgoing.requester.ticket == requester && outgoing.progress != Progress::Sent
+        };
+        let gone: Vec<Key> =
+            self.cancels.iter().filter(|(_, o)| gone(o)).map(|(key, _)| key).collect();
+        let reason = "client gave up on cancel request, so we also give up forwarding to server";
+        gone.into_iter().for_each(|key| self.cancel_ended(key, reason));
+    }
+
+    /// Ends cancel requests that take too long: those that were not sent after
+    /// cancel_wait_timeout, the others when a server does not close in the time of a connection.
+    pub(super) fn expire_cancels(&mut self, timeout: Duration) {
+        let patience = self.snapshot.config.settings.server_connect_timeout;
+        let over = |since: Instant, limit: Duration| {
+            !limit.is_zero() && self.now.saturating_duration_since(since) > limit
+        };
+        let (mut expired, mut waiting) = (Vec::new(), Vec::new());
+        for (key, outgoing) in self.cancels.iter() {
+            let opened = outgoing.connection.as_ref().map(|connection| connection.opened);
+            match outgoing.progress {
+                Progress::Sent if opened.is_some_and(|opened| over(opened, patience)) => {
+                    expired.push((key, Some(outgoing.slot)));
+                }
+                Progress::Sent => {}
+                _ if over(outgoing.started, timeout) => expired.push((key, None)),
+                Progress::Waiting => waiting.push(key),
+                _ => {}
+            }
+        }
+        // There is more room when servers have closed, which nobody tells.
+        waiting.into_iter().for_each(|key| self.open_cancel(key));
+        for (key, slot) in expired {
+            let Some(slot) = slot else {
+                self.cancel_ended(key, "cancel_wait_timeout");
+                continue;
+            };
+            // The signal may come at any time, so nobody may have this server again.
+            let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
+            let waits =
+                |server: &Server| matches!(server.stage, ServerStage::Ready(_, Use::BeingCanceled));
+            if server.is_some_and(|server| waits(server)) {
+                self.close_server(slot, "connect timeout");
+            }
+            self.cancel_ended(key, "connect timeout");
+        }
     }
 }

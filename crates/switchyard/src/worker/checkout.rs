@@ -222,6 +222,7 @@ impl Worker {
 
     /// A free server without a client: reset if its mode asks for it, then back to the pool.
     pub(super) fn release(&mut self, slot: Key) {
+        self.drop_unsent_cancels(slot);
         let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
             return;
         };

@@ -18,6 +18,7 @@ use crate::entries::Entry;
 use crate::log::Level;
 use crate::snapshot::Logged;
 use crate::worker::client::{Activity, Lookup, Stage};
+use crate::worker::message::Message;
 use crate::worker::server::{Server, Stage as ServerStage, Use};
 use crate::worker::{Todo, Worker};
 
@@ -64,6 +65,10 @@ impl Worker {
 
     /// A client's connection ended by itself.
     pub(super) fn client_gone(&mut self, key: Key) {
+        if self.clients.get(key).is_some_and(|client| matches!(client.stage, Stage::Cancel)) {
+            let requester = self.ticket(key);
+            self.shared.broadcast(|| Message::CancelGone(requester));
+        }
         self.close_client(key, UNEXPECTED_EOF, Farewell::Silent);
     }
 

@@ -35,6 +35,10 @@ pub enum Message {
     CancelSent(Ticket),
     /// A cancel request of a client of this worker has ended; the reason in the log.
     CancelDone(Ticket, &'static str),
+    /// The connection behind a cancel request is gone.
+    CancelGone(Ticket),
+    /// A connection that carried a cancel request for this pool has ended: one that waits may go.
+    CancelRoom(Arc<SharedPool>),
     /// The cluster of an entry was published anew.
     View(Arc<Entry>),
     /// News of the processes that run hooks.
@@ -83,6 +87,8 @@ impl Worker {
             Message::Cancel(target, requester) => self.cancel_client(target, requester),
             Message::CancelTaken(requester, pool) => self.cancel_taken(requester, pool),
             Message::CancelSent(requester) => self.cancel_sent(requester),
+            Message::CancelGone(requester) => self.canceller_gone(requester),
+            Message::CancelRoom(pool) => self.go_on_canceling(&pool),
             Message::CancelDone(requester, reason) => {
                 let key = Key::from_bits(requester.client);
                 self.close_client(key, reason, Farewell::Silent);

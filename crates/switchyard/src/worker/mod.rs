@@ -12,6 +12,7 @@ mod accept;
 pub mod buffer;
 mod calls;
 mod cancel;
+mod cancel_key;
 mod checkout;
 pub mod client;
 mod close;

@@ -110,7 +110,7 @@ pub struct Server {
     pub heard: Instant,
     /// Own address.
     pub local: Option<SocketAddr>,
-    /// Cancel requests under way to it.
+    /// Cancel requests that were sent to it and have not ended.
     pub cancels: u32,
     /// What its last client has left in it.
     pub kept: Kept,
@@ -180,9 +180,14 @@ impl Server {
 
     /// Prefix of its log lines.
     pub fn prefix(&self) -> String {
+        self.prefix_of(self.number)
+    }
+
+    /// Prefix for another connection to the same place.
+    pub fn prefix_of(&self, number: u64) -> String {
         let (database, user) = (&self.pool.entry.name, &self.pool.user);
         let at = if self.node.is_empty() { String::new() } else { format!("@{}", self.node) };
-        format!("S-{:#x}: {database}{at}/{user}@{}", pointer(self.number), self.address)
+        format!("S-{:#x}: {database}{at}/{user}@{}", pointer(number), self.address)
     }
 }
 

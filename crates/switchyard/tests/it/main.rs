@@ -9,8 +9,10 @@ mod hook_routes;
 mod hooks;
 mod process;
 mod scarcity;
+mod sessions;
 mod switchover;
 mod tls;
+mod wire;
 
 use std::io;
 use std::path::Path;

@@ -107,7 +107,7 @@ impl Worker {
 
     /// What SHOW SERVERS says of a connection that carries a cancel request.
     pub(super) fn cancel_line(&self, key: Key, show: Show) -> Option<(u64, Row)> {
-        let outgoing = self.cancels.get(key)?;
+        let outgoing = self.cancels.get(key).filter(|o| o.progress() != Progress::Waiting)?;
         let slot = self.servers.get(outgoing.slot())?;
         let server = slot.here.as_ref()?;
         let (number, requester) = outgoing.numbers();

@@ -126,7 +126,7 @@ impl ConsoleClient {
                 build::parameter_status(&mut bytes, name.as_bytes(), value);
             }
         }
-        build::backend_key_data(&mut bytes, key);
+        build::backend_key_data(&mut bytes, &key);
         if !notice.is_empty() {
             let (severity, sqlstate) = ("NOTICE", "00000");
             let report = Report { severity, sqlstate, message: notice, detail: None };

@@ -93,7 +93,7 @@ impl Worker {
             let Some(slot) = self.servers.get(outgoing.slot()) else { continue };
             let tally = tallies.entry(address(&slot.pool)).or_default();
             match outgoing.progress() {
-                Progress::Connecting | Progress::Asked | Progress::Shaking => {
+                Progress::Waiting | Progress::Connecting | Progress::Asked | Progress::Shaking => {
                     tally.cancels_waiting += 1
                 }
                 Progress::Sent => tally.cancels_active += 1,

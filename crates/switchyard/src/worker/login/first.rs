@@ -105,7 +105,8 @@ impl Worker {
         }
         if let Some(options) = &request.negotiate {
             let mut bytes = Vec::new();
-            build::negotiate_protocol(&mut bytes, startup::NEWEST, options);
+            // Clients refuse a version above the one that they have asked for.
+            build::negotiate_protocol(&mut bytes, request.version.number(), options);
             self.say(key, &bytes);
         }
         self.identify(key, request);

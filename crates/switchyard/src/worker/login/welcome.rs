@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use switchyard_core::client::session::Session;
+use switchyard_core::client::startup::Version;
 use switchyard_core::params::Params;
 use switchyard_io::Key;
 use switchyard_wire::build::{self, Authentication, Report};
@@ -10,6 +11,7 @@ use switchyard_wire::build::{self, Authentication, Report};
 use crate::entries::Admission;
 use crate::pools::{Stats, Welcome};
 use crate::snapshot::AuthMethod;
+use crate::worker::cancel_key::{self, Length};
 use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::console::{CONSOLE, ConsoleClient, Rights};
@@ -77,13 +79,18 @@ impl Worker {
         };
         let mut params = state.request.params;
         params.fill(&welcome.params);
-        if getrandom::fill(&mut client.key).is_err() {
+        let length = match state.request.version {
+            Version::V3_0 => Length::Short,
+            Version::V3_2 => Length::Long,
+        };
+        let Some(minted) = cancel_key::mint(length) else {
             return self.close_client(key, "bouncer config error", Farewell::fatal());
-        }
-        client.key[0] &= 0x7f;
-        self.shared.add_key(client.key, ticket);
+        };
+        client.key = minted;
+        self.shared.add_key(minted, ticket);
+        let told = cancel_key::told(minted, &self.snapshot.mock_key);
         let notice = &self.snapshot.config.settings.login_notify_message;
-        let bytes = welcome_bytes(&welcome, &params, &self.snapshot.tracked, client.key, notice);
+        let bytes = welcome_bytes(&welcome, &params, &self.snapshot.tracked, &told, notice);
         client.stage = Stage::Session(Box::new(Session::new(params)), Activity::Idle);
         client.waiting_since = None;
         self.say(key, &bytes);
@@ -93,11 +100,11 @@ impl Worker {
     pub(super) fn enter_console(&mut self, key: Key, rights: Rights) {
         let ticket = self.ticket(key);
         let Some(client) = self.clients.get_mut(key) else { return };
-        if getrandom::fill(&mut client.key).is_err() {
+        let Some(minted) = cancel_key::mint(Length::Short) else {
             return self.close_client(key, "bouncer config error", Farewell::fatal());
-        }
-        client.key[0] &= 0x7f;
-        self.shared.add_key(client.key, ticket);
+        };
+        client.key = minted;
+        self.shared.add_key(minted, ticket);
         let Stage::Login(state) = std::mem::replace(&mut client.stage, Stage::Start) else {
             return;
         };
@@ -116,7 +123,7 @@ fn welcome_bytes(
     welcome: &Welcome,
     params: &Params,
     tracked: &switchyard_core::params::Tracked,
-    key: [u8; 8],
+    key: &[u8],
     notice: &str,
 ) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(512);
