@@ -11,6 +11,8 @@ use switchyard_testkit::{Client, Pooler, Postgres, Rules, programs};
 
 use crate::packages;
 
+mod logins;
+
 /// What to measure.
 pub(crate) struct Plan {
     /// Names of scenarios; none means all.
@@ -130,6 +132,7 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
             transactions(subject, &server, "simple", plan.seconds, more)
         })?;
     }
+    logins::run(plan, subjects, &server, &wanted)?;
     if wanted("sleep") {
         sleepers(plan, &subjects[0], &server)?;
     }

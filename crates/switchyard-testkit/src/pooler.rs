@@ -124,10 +124,22 @@ impl Pooler {
 
     /// Runs pgbench's read-only script; answers the number of transactions.
     pub fn pgbench(&self, mode: &str, clients: u32, seconds: u32) -> io::Result<u64> {
-        let text = run(Command::new(postgres::programs()?.join("pgbench"))
-            .args(["-h", "127.0.0.1", "-U", "postgres", "-S", "-n", "-M", mode])
-            .args(["-p", &self.port.to_string(), "-c", &clients.to_string()])
-            .args(["-T", &seconds.to_string(), "postgres"]))?;
+        let (clients, seconds) = (clients.to_string(), seconds.to_string());
+        self.pgbench_with(&["-S", "-M", mode, "-c", &clients, "-T", &seconds], "prefer")
+    }
+
+    /// A pgbench command with these arguments.
+    pub fn pgbench_command(&self, arguments: &[&str], sslmode: &str) -> io::Result<Command> {
+        let mut command = Command::new(postgres::programs()?.join("pgbench"));
+        command.env("PGSSLMODE", sslmode).env("PGPASSWORD", "secret").arg("-n").args(arguments);
+        command.args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()]);
+        command.arg("postgres");
+        Ok(command)
+    }
+
+    /// Runs pgbench with these arguments; answers the number of transactions.
+    pub fn pgbench_with(&self, arguments: &[&str], sslmode: &str) -> io::Result<u64> {
+        let text = run(&mut self.pgbench_command(arguments, sslmode)?)?;
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix("number of transactions actually processed:"));
