@@ -1,4 +1,5 @@
-//! SCRAM-SHA-256 (RFC 5802, RFC 7677), both sides, without channel binding.
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677), both sides, with or without channel binding of the type
+//! tls-server-end-point (RFC 5929).
 
 mod message;
 
@@ -149,15 +150,79 @@ pub enum Outcome {
     Never,
 }
 
+/// Names of the mechanism, without and with channel binding.
+pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// The same with channel binding.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+
+/// The one type of channel binding that PostgreSQL knows.
+const BINDING_TYPE: &[u8] = b"tls-server-end-point";
+
+/// What an exchange has to do with the TLS connection that it runs over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// Nothing: there is none, or its certificate has no hash.
+    Impossible,
+    /// It could be bound to it, and the other mechanism was chosen.
+    Unused,
+    /// It is bound to this hash of the server's certificate.
+    Used(Vec<u8>),
+}
+
+impl Binding {
+    /// What the last message of a client repeats of this: its header and the hash.
+    fn data(&self, gs2: &[u8]) -> String {
+        match self {
+            Binding::Impossible | Binding::Unused => STANDARD.encode(gs2),
+            Binding::Used(hash) => STANDARD.encode([gs2, hash].concat()),
+        }
+    }
+
+    /// Whether a client's flag fits.
+    fn check(&self, flag: Flag<'_>) -> Result<(), ScramError> {
+        match (self, flag) {
+            (Binding::Impossible, Flag::Unable | Flag::Unused)
+            | (Binding::Unused, Flag::Unable) => Ok(()),
+            (Binding::Impossible, Flag::Used(_)) => Err(ScramError::Refused(
+                "client requires SCRAM channel binding, but it is not supported",
+            )),
+            // Someone in between has hidden that we offer it.
+            (Binding::Unused, Flag::Unused) => {
+                Err(ScramError::Refused("SCRAM channel binding negotiation error"))
+            }
+            (Binding::Unused, Flag::Used(_)) => Err(malformed(
+                "client selected SCRAM-SHA-256 without channel binding, but the SCRAM message \
+                 includes channel binding data",
+            )),
+            (Binding::Used(_), Flag::Used(BINDING_TYPE)) => Ok(()),
+            (Binding::Used(_), Flag::Used(_)) => {
+                Err(ScramError::Refused("unsupported SCRAM channel-binding type"))
+            }
+            (Binding::Used(_), Flag::Unable | Flag::Unused) => Err(malformed(
+                "client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include \
+                 channel binding data",
+            )),
+        }
+    }
+}
+
 /// The side that a client logs in to, waiting for the client's last message.
 #[derive(Debug)]
 pub struct ServerExchange {
     stored: Stored,
     outcome: Outcome,
-    gs2: Vec<u8>,
+    /// What the last message has to say about channel binding.
+    binding: String,
+    bound: Bound,
     first_bare: Vec<u8>,
     nonce: Vec<u8>,
     server_first: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bound {
+    No,
+    Yes,
 }
 
 /// A right proof.
@@ -176,27 +241,30 @@ impl ServerExchange {
         outcome: Outcome,
         message: &[u8],
         server_nonce: &str,
+        binding: &Binding,
     ) -> Result<(Self, Vec<u8>), ScramError> {
         let first = First::read(message)?;
-        if let Flag::Used(_) = first.flag {
-            let text = "client requires SCRAM channel binding, but it is not supported";
-            return Err(ScramError::Refused(text));
-        }
+        binding.check(first.flag)?;
         let nonce = [first.nonce, server_nonce.as_bytes()].concat();
         let salt = STANDARD.encode(&stored.salt);
         let rest = format!(",s={salt},i={}", stored.iterations);
         let server_first = [b"r=", &nonce[..], rest.as_bytes()].concat();
         let answer = server_first.clone();
-        let (gs2, first_bare) = (first.gs2.into(), first.bare.into());
-        Ok((ServerExchange { stored, outcome, gs2, first_bare, nonce, server_first }, answer))
+        let bound = if matches!(binding, Binding::Used(_)) { Bound::Yes } else { Bound::No };
+        let (binding, first_bare) = (binding.data(first.gs2), first.bare.into());
+        let exchange =
+            ServerExchange { stored, outcome, binding, bound, first_bare, nonce, server_first };
+        Ok((exchange, answer))
     }
 
     /// Takes the client's last message.
     pub fn finish(self, message: &[u8]) -> Result<Accepted, ScramError> {
         let last = Last::read(message)?;
-        if last.binding != STANDARD.encode(&self.gs2).as_bytes() {
-            let text = "unexpected SCRAM channel-binding attribute in client-final-message";
-            return Err(ScramError::Refused(text));
+        if last.binding != self.binding.as_bytes() {
+            return Err(ScramError::Refused(match self.bound {
+                Bound::Yes => "SCRAM channel binding check failed",
+                Bound::No => "unexpected SCRAM channel-binding attribute in client-final-message",
+            }));
         }
         if last.nonce != self.nonce {
             return Err(ScramError::Nonce);
@@ -235,18 +303,35 @@ impl fmt::Debug for Credential {
 pub struct ClientExchange {
     credential: Credential,
     nonce: String,
+    binding: Binding,
     server_signature: Option<[u8; 32]>,
 }
 
 impl ClientExchange {
     /// A login with a fresh nonce of printable characters.
-    pub fn new(credential: Credential, nonce: String) -> Self {
-        ClientExchange { credential, nonce, server_signature: None }
+    pub fn new(credential: Credential, nonce: String, binding: Binding) -> Self {
+        ClientExchange { credential, nonce, binding, server_signature: None }
+    }
+
+    /// Name of the mechanism.
+    pub fn mechanism(&self) -> &'static str {
+        match self.binding {
+            Binding::Impossible | Binding::Unused => MECHANISM,
+            Binding::Used(_) => MECHANISM_PLUS,
+        }
+    }
+
+    fn gs2(&self) -> &'static str {
+        match self.binding {
+            Binding::Impossible => "n,,",
+            Binding::Unused => "y,,",
+            Binding::Used(_) => "p=tls-server-end-point,,",
+        }
     }
 
     /// The first message.
     pub fn first(&self) -> Vec<u8> {
-        format!("n,,n=,r={}", self.nonce).into_bytes()
+        format!("{}n=,r={}", self.gs2(), self.nonce).into_bytes()
     }
 
     /// Takes the server's first message; answers our last one.
@@ -265,7 +350,8 @@ impl ClientExchange {
             Credential::Password(password) => keys(password, &salt, iterations),
             Credential::Keys(keys) => keys.clone(),
         };
-        let without_proof = format!("c=biws,r={nonce}");
+        let binding = self.binding.data(self.gs2().as_bytes());
+        let without_proof = format!("c={binding},r={nonce}");
         let message = format!("n=,r={},{text},{without_proof}", self.nonce);
         let signature = hmac(&keys.stored_key(), &[message.as_bytes()]);
         self.server_signature = Some(hmac(&keys.server_key, &[message.as_bytes()]));
@@ -293,9 +379,20 @@ mod tests {
     use proptest::prelude::*;
 
     fn exchange(known: &[u8], typed: &[u8], outcome: Outcome) -> Result<Keys, ScramError> {
+        bound(known, typed, outcome, [Binding::Impossible, Binding::Impossible])
+    }
+
+    fn bound(
+        known: &[u8],
+        typed: &[u8],
+        outcome: Outcome,
+        [ours, theirs]: [Binding; 2],
+    ) -> Result<Keys, ScramError> {
         let stored = keys(known, b"salt", 7).stored(b"salt".to_vec(), 7);
-        let mut client = ClientExchange::new(Credential::Password(typed.into()), "abc".into());
-        let (server, first) = ServerExchange::start(stored, outcome, &client.first(), "def")?;
+        let mut client =
+            ClientExchange::new(Credential::Password(typed.into()), "abc".into(), ours);
+        let (server, first) =
+            ServerExchange::start(stored, outcome, &client.first(), "def", &theirs)?;
         let accepted = server.finish(&client.last(&first)?)?;
         client.check(&accepted.server_final)?;
         Ok(accepted.keys)
@@ -320,15 +417,36 @@ mod tests {
         assert_eq!(exchange(b"pw", b"pw", Outcome::Never), Err(ScramError::Proof));
     }
 
+    #[test]
+    fn bindings_have_to_fit() {
+        let hash = |byte| Binding::Used(vec![byte; 32]);
+        let check = |ours: Binding, theirs: Binding, expected: &str| {
+            let found = bound(b"pw", b"pw", Outcome::Possible, [ours.clone(), theirs.clone()]);
+            let found = found.map_or_else(|error| error.to_string(), |_| "accepted".into());
+            assert!(found.contains(expected), "{ours:?} {theirs:?}: {found}");
+        };
+        check(hash(1), hash(1), "accepted");
+        check(hash(1), hash(2), "channel binding check failed");
+        check(Binding::Unused, Binding::Impossible, "accepted");
+        check(Binding::Impossible, Binding::Unused, "accepted");
+        check(Binding::Unused, Binding::Unused, "channel binding negotiation error");
+        check(hash(1), Binding::Unused, "includes channel binding data");
+        check(hash(1), Binding::Impossible, "but it is not supported");
+        check(Binding::Impossible, hash(1), "does not include channel binding data");
+    }
+
     proptest! {
         #[test]
         fn no_message_panics(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let stored = keys(b"pw", b"salt", 1).stored(b"salt".to_vec(), 1);
-            let _ = ServerExchange::start(stored.clone(), Outcome::Possible, &bytes, "x");
-            let (server, _) = ServerExchange::start(stored, Outcome::Possible, b"n,,n=,r=a", "x")
+            let none = Binding::Unused;
+            let possible = Outcome::Possible;
+            let _ = ServerExchange::start(stored.clone(), possible, &bytes, "x", &none);
+            let (server, _) = ServerExchange::start(stored, possible, b"n,,n=,r=a", "x", &none)
                 .expect("a first message");
             let _ = server.finish(&bytes);
-            let _ = ClientExchange::new(Credential::Password(vec![]), "a".into()).last(&bytes);
+            let _ = ClientExchange::new(Credential::Password(vec![]), "a".into(), none)
+                .last(&bytes);
         }
     }
 }

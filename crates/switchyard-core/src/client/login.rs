@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use switchyard_auth::md5;
-use switchyard_auth::scram::{Keys, Outcome, ScramError, ServerExchange, Stored};
+use switchyard_auth::scram::{
+    Binding, Keys, MECHANISM, MECHANISM_PLUS, Outcome, ScramError, ServerExchange, Stored,
+};
 use switchyard_auth::secret::{Known, Secret, same};
 use switchyard_wire::build::{self, Authentication};
 use switchyard_wire::{read, tag::frontend};
@@ -56,6 +58,8 @@ pub struct Login {
     user: Vec<u8>,
     known: Option<Arc<Known>>,
     material: Material,
+    /// Hash of the certificate that the client was shown, if there is one to bind the login to.
+    endpoint: Option<Vec<u8>>,
     state: State,
 }
 
@@ -86,7 +90,12 @@ impl Login {
             Method::Plain | Method::Md5(_) => State::Password,
             Method::Scram => State::SaslInitial,
         };
-        Login { method, user: user.into(), known, material, state }
+        Login { method, user: user.into(), known, material, endpoint: None, state }
+    }
+
+    /// Offers to bind the login to the TLS connection, by the hash of its certificate.
+    pub fn bound_to(self, endpoint: Option<Vec<u8>>) -> Self {
+        Login { endpoint, ..self }
     }
 
     /// Appends the question.
@@ -94,7 +103,10 @@ impl Login {
         let request = match self.method {
             Method::Plain => Authentication::Cleartext,
             Method::Md5(salt) => Authentication::Md5(salt),
-            Method::Scram => Authentication::Sasl(&["SCRAM-SHA-256"]),
+            Method::Scram if self.endpoint.is_some() => {
+                Authentication::Sasl(&[MECHANISM_PLUS, MECHANISM])
+            }
+            Method::Scram => Authentication::Sasl(&[MECHANISM]),
         };
         build::authentication(out, request);
     }
@@ -149,16 +161,21 @@ impl Login {
         let Some((mechanism, data)) = read::sasl_initial(body) else {
             return refused(ScramError::Malformed("broken initial response".into()));
         };
-        if mechanism != b"SCRAM-SHA-256" {
-            let text = "client selected an invalid SASL authentication mechanism";
-            return Step::Refused(None, text);
-        }
+        let binding = match &self.endpoint {
+            Some(hash) if mechanism == MECHANISM_PLUS.as_bytes() => Binding::Used(hash.clone()),
+            Some(_) if mechanism == MECHANISM.as_bytes() => Binding::Unused,
+            None if mechanism == MECHANISM.as_bytes() => Binding::Impossible,
+            Some(_) | None => {
+                let text = "client selected an invalid SASL authentication mechanism";
+                return Step::Refused(None, text);
+            }
+        };
         let (stored, outcome) = match self.verifier() {
             Ok(verifier) => verifier,
             Err(cause) => return Step::Refused(Some(cause.into()), SASL_FAILED),
         };
         let message = data.unwrap_or_default();
-        match ServerExchange::start(stored, outcome, message, &self.material.nonce) {
+        match ServerExchange::start(stored, outcome, message, &self.material.nonce, &binding) {
             Ok((exchange, first)) => {
                 build::authentication(out, Authentication::SaslContinue(&first));
                 self.state = State::SaslFinal(Box::new(exchange));

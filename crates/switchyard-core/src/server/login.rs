@@ -2,7 +2,8 @@
 //! Texts are PgBouncer's.
 
 use switchyard_auth::md5;
-use switchyard_auth::scram::{ClientExchange, Credential, Keys};
+use switchyard_auth::scram::{Binding, ClientExchange, Credential, Keys};
+use switchyard_auth::scram::{MECHANISM, MECHANISM_PLUS};
 use switchyard_auth::secret::Secret;
 use switchyard_wire::startup::VERSION_3_0;
 use switchyard_wire::tag::backend;
@@ -64,6 +65,8 @@ pub enum ServerLoginError {
 pub struct ServerLogin {
     parameters: Vec<(String, String)>,
     credentials: Credentials,
+    /// Hash of the server's certificate, if there is one to bind the login to.
+    endpoint: Option<Vec<u8>>,
     exchange: Option<ClientExchange>,
     welcome: Welcome,
 }
@@ -73,7 +76,13 @@ type Answer = Result<ServerLoginStep, ServerLoginError>;
 impl ServerLogin {
     /// A login with these startup parameters, the user's name aside.
     pub fn new(parameters: Vec<(String, String)>, credentials: Credentials) -> Self {
-        ServerLogin { parameters, credentials, exchange: None, welcome: Welcome::default() }
+        let (endpoint, exchange, welcome) = (None, None, Welcome::default());
+        ServerLogin { parameters, credentials, endpoint, exchange, welcome }
+    }
+
+    /// Binds the login to its TLS connection, by the hash of the server's certificate.
+    pub fn bind(&mut self, endpoint: Option<Vec<u8>>) {
+        self.endpoint = endpoint;
     }
 
     /// Appends the startup packet.
@@ -158,11 +167,17 @@ impl ServerLogin {
     }
 
     fn sasl(&mut self, mechanisms: &[&[u8]], out: &mut Vec<u8>) -> Result<(), ServerLoginError> {
-        if !mechanisms.contains(&&b"SCRAM-SHA-256"[..]) {
+        let offered = |name: &str| mechanisms.contains(&name.as_bytes());
+        let binding = match &self.endpoint {
+            Some(hash) if offered(MECHANISM_PLUS) => Some(Binding::Used(hash.clone())),
+            Some(_) => offered(MECHANISM).then_some(Binding::Unused),
+            None => offered(MECHANISM).then_some(Binding::Impossible),
+        };
+        let Some(binding) = binding else {
             let told = "server login failed: none of the server's SASL authentication mechanisms \
                         are supported";
             return Err(ServerLoginError::CannotAnswer(told.into(), Some(told)));
-        }
+        };
         let credential = match (&self.credentials.secret, &self.credentials.keys) {
             (Some(Secret::Plain(password)), _) => Credential::Password(password.clone()),
             (Some(Secret::Scram(..)), Some(keys)) => Credential::Keys(keys.clone()),
@@ -178,8 +193,8 @@ impl ServerLogin {
                 return wrong_type(line).map(|_| ());
             }
         };
-        let exchange = ClientExchange::new(credential, self.credentials.nonce.clone());
-        build::sasl_initial(out, "SCRAM-SHA-256", &exchange.first());
+        let exchange = ClientExchange::new(credential, self.credentials.nonce.clone(), binding);
+        build::sasl_initial(out, exchange.mechanism(), &exchange.first());
         self.exchange = Some(exchange);
         Ok(())
     }
@@ -211,27 +226,43 @@ mod tests {
 
     /// Lets our two sides talk to each other: a client's login is a server's question.
     fn check(method: Method, known: &[u8], typed: &[u8]) -> bool {
+        bound(method, known, typed, [None, None]).is_some()
+    }
+
+    /// The same over connections with these certificates; answers the chosen mechanism.
+    fn bound(
+        method: Method,
+        known: &[u8],
+        typed: &[u8],
+        [shown, seen]: [Option<u8>; 2],
+    ) -> Option<String> {
+        let hash = |byte: Option<u8>| byte.map(|byte| vec![byte; 32]);
         let (salt, mock_salt) = (vec![1; 16], vec![2; 16]);
         let material = Material { nonce: "n".into(), salt, mock_salt, iterations: 5 };
         let known = Arc::new(Known::new(Secret::parse(known)));
-        let mut login = Login::new(method, "u", Some(known), material);
+        let mut login = Login::new(method, "u", Some(known), material).bound_to(hash(shown));
         let secret = Some(Secret::parse(typed));
         let credentials = Credentials { user: "u".into(), secret, keys: None, nonce: "m".into() };
         let mut server = ServerLogin::new(vec![], credentials);
+        server.bind(hash(seen));
+        let mut mechanism = String::new();
         let mut question = Vec::new();
         login.ask(&mut question);
         loop {
-            let Ok(Some((head, body, _))) = frame::split(&question) else { return false };
+            let Ok(Some((head, body, _))) = frame::split(&question) else { return None };
             let mut answer = Vec::new();
             if server.handle_message(head.tag, body, &mut answer).is_err() {
-                return false;
+                return None;
             }
-            let Ok(Some((head, body, _))) = frame::split(&answer) else { return false };
+            let Ok(Some((head, body, _))) = frame::split(&answer) else { return None };
+            if let (true, Some((name, _))) = (mechanism.is_empty(), read::sasl_initial(body)) {
+                mechanism = String::from_utf8_lossy(name).into_owned();
+            }
             let mut next = Vec::new();
             match login.handle_message(head.tag, body, &mut next) {
                 Step::More => question = next,
-                Step::Accepted(_) => return true,
-                Step::Refused(..) | Step::Misplaced => return false,
+                Step::Accepted(_) => return Some(mechanism),
+                Step::Refused(..) | Step::Misplaced => return None,
             }
         }
     }
@@ -246,6 +277,18 @@ mod tests {
         assert!(check(Method::Md5([9; 4]), &md5, b"pw"));
         assert!(check(Method::Md5([9; 4]), b"pw", &md5));
         assert!(!check(Method::Scram, &md5, b"pw"));
+    }
+
+    #[test]
+    fn logins_are_bound_to_their_connection() {
+        let check = |shown, seen| bound(Method::Scram, b"pw", b"pw", [shown, seen]);
+        assert_eq!(check(None, None).as_deref(), Some("SCRAM-SHA-256"));
+        assert_eq!(check(Some(1), Some(1)).as_deref(), Some("SCRAM-SHA-256-PLUS"));
+        // One side without TLS, or without a hash of the certificate.
+        assert_eq!(check(Some(1), None).as_deref(), Some("SCRAM-SHA-256"));
+        assert_eq!(check(None, Some(1)).as_deref(), Some("SCRAM-SHA-256"));
+        // Two connections with someone in between.
+        assert_eq!(check(Some(1), Some(2)), None);
     }
 
     proptest! {

@@ -196,7 +196,8 @@ impl Worker {
             return;
         };
         let stage = std::mem::replace(&mut server.stage, Stage::Between);
-        let (Stage::Connecting(login) | Stage::Securing(login)) = stage else { return };
+        let (Stage::Connecting(mut login) | Stage::Securing(mut login)) = stage else { return };
+        login.bind(server.stream.tls().and_then(|tls| tls.endpoint()));
         let mut bytes = Vec::new();
         login.start(&mut bytes);
         server.stage = Stage::Login(login);

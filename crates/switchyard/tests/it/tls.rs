@@ -141,6 +141,64 @@ fn clients_show_certificates() -> io::Result<()> {
 }
 
 #[test]
+fn a_certificate_logs_its_user_in() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let stage = stage()?;
+    let names = "subjectAltName=DNS:other,DNS:app";
+    stage.certificates.issue("root", "named", "nobody", Some(names))?;
+    stage.certificates.issue("root", "wrong", "app", Some("subjectAltName=DNS:postgres"))?;
+    let pooler =
+        stage.pooler(&format!("{}auth_type = cert", stage.client_side("verify-full", "server")))?;
+    let with = |name: &str, user: &str| {
+        let (crt, key) = (format!("{name}.crt"), format!("{name}.key"));
+        let (crt, key) = (stage.certificates.text(&crt), stage.certificates.text(&key));
+        let words = format!("user={user} sslmode=require sslcert={crt} sslkey={key}");
+        psql(&pooler, &words, "select current_user")
+    };
+    // A name of version 1, which stands in the subject only, and names of version 3.
+    assert_eq!(with("app", "app")?, "app");
+    assert_eq!(with("named", "app")?, "app");
+    fails(with("app", "postgres"), "certificate authentication failed");
+    fails(with("wrong", "app"), "certificate authentication failed");
+    assert!(pooler.log()?.contains("TLS certificate name mismatch"));
+    Ok(())
+}
+
+#[test]
+fn scram_is_bound_to_the_connection() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let certificates = Certificates::new()?;
+    certificates.self_signed("rsa", KeyKind::Rsa)?;
+    certificates.self_signed("ecdsa", KeyKind::Ecdsa)?;
+    let postgres = Postgres::start("hostssl all app 127.0.0.1/32 scram-sha-256")?;
+    postgres.sql("create role app login password 'secret'")?;
+    let databases = format!("postgres = host=127.0.0.1 port={}", postgres.port);
+    for name in ["rsa", "ecdsa"] {
+        postgres.use_tls(&certificates, name, None)?;
+        let settings = format!(
+            "auth_type = scram-sha-256\nserver_tls_sslmode = require\n\
+             client_tls_sslmode = allow\nclient_tls_cert_file = {}\nclient_tls_key_file = {}",
+            certificates.text(&format!("{name}.crt")),
+            certificates.text(&format!("{name}.key"))
+        );
+        let pooler = Pooler::start(program(), &databases, &settings)?;
+        for binding in ["require", "prefer", "disable"] {
+            let words = format!("user=app sslmode=require channel_binding={binding}");
+            assert_eq!(psql(&pooler, &words, "select current_user")?, "app", "{binding}");
+        }
+        let plain = "user=app sslmode=disable channel_binding=prefer";
+        assert_eq!(psql(&pooler, plain, "select 1")?, "1");
+        let plain = "user=app sslmode=disable channel_binding=require";
+        fails(psql(&pooler, plain, "select 1"), "channel binding");
+    }
+    Ok(())
+}
+
+#[test]
 fn servers_are_asked_for_tls() -> io::Result<()> {
     if !wanted() {
         return Ok(());
@@ -397,10 +455,11 @@ fn openssl_greets_at_once() -> io::Result<()> {
         command.args(["s_client", "-connect", &at]).args(arguments);
         command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
         let mut child = command.stderr(std::process::Stdio::null()).spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input)?;
-        }
+        // It stays open: at its end the program may leave before it has sent anything.
+        let mut stdin = child.stdin.take();
+        stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(input))?;
         let output = child.wait_with_output()?;
+        drop(stdin);
         io::Result::Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let shown = talk(&["-alpn", "postgresql"], b"Q\n")?;
@@ -409,7 +468,7 @@ fn openssl_greets_at_once() -> io::Result<()> {
     assert!(shown.contains("no peer certificate available"), "{shown}");
     let shown = talk(&["-starttls", "postgres"], b"Q\n")?;
     assert!(shown.contains("Cipher is TLS_AES_256_GCM_SHA384"), "{shown}");
-    talk(&["-alpn", "postgresql", "-quiet", "-no_ign_eof"], REQUEST)?;
+    talk(&["-alpn", "postgresql", "-quiet"], REQUEST)?;
     let inside =
         || pooler.log().is_ok_and(|log| log.contains("closing because: SSL req inside SSL"));
     wait_until("the refusal", inside)

@@ -80,7 +80,11 @@ fn keys_come_from_stored_verifiers_only() {
     {
         let known = Some(Arc::new(Known::new(secret)));
         let mut login = Login::new(Method::Scram, "u", known, material());
-        let mut client = ClientExchange::new(Credential::Password(b"pw".into()), "abc".into());
+        let mut client = ClientExchange::new(
+            Credential::Password(b"pw".into()),
+            "abc".into(),
+            Binding::Impossible,
+        );
         let mut message = Vec::new();
         build::sasl_initial(&mut message, "SCRAM-SHA-256", &client.first());
         let mut out = Vec::new();

@@ -25,8 +25,11 @@ impl Worker {
         }
         let mock_salt = self.mock_salt(&identity.user);
         let material = Material { nonce: options::nonce(), salt, mock_salt, iterations };
+        let tls = self.clients.get(key).and_then(|client| client.stream.tls());
+        let endpoint = tls.and_then(|tls| tls.endpoint());
         let Some(state) = self.login_state(key) else { return };
         let login = Login::new(method, &identity.user, state.known.clone(), material);
+        let login = login.bound_to(endpoint);
         let mut bytes = Vec::new();
         login.ask(&mut bytes);
         state.dialogue = Some(login);
