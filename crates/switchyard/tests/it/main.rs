@@ -7,6 +7,7 @@ mod failures;
 mod hook_host;
 mod hook_routes;
 mod hooks;
+mod login;
 mod process;
 mod scarcity;
 mod sessions;
