@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use switchyard_auth::secret::Secret;
 use switchyard_config::Database;
@@ -20,6 +21,8 @@ pub struct Entry {
     /// Clients, from the moment their database is known.
     pub clients: AtomicUsize,
     definition: Mutex<Arc<Database>>,
+    origin: AtomicU8,
+    idle_since: Mutex<Option<Instant>>,
     state: AtomicU8,
     next_host: AtomicU32,
     view: Mutex<Arc<View>>,
@@ -37,13 +40,24 @@ pub enum Admission {
     Disabled,
 }
 
+/// Where an entry comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A line of its own.
+    Declared,
+    /// The `*` entry.
+    Automatic,
+}
+
 impl Entry {
     /// A new entry.
-    pub fn new(name: String, definition: Database) -> Self {
+    pub fn new(name: String, definition: Database, origin: Origin) -> Self {
         Entry {
             name,
             clients: AtomicUsize::new(0),
             definition: Mutex::new(Arc::new(definition)),
+            origin: AtomicU8::new(u8::from(origin == Origin::Automatic)),
+            idle_since: Mutex::default(),
             state: AtomicU8::new(0),
             next_host: AtomicU32::new(0),
             view: Mutex::default(),
@@ -61,6 +75,26 @@ impl Entry {
     /// A reload changed the definition.
     pub fn define(&self, definition: Database) {
         *self.definition.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(definition);
+    }
+
+    /// Where it comes from.
+    pub fn origin(&self) -> Origin {
+        match self.origin.load(Ordering::Relaxed) {
+            0 => Origin::Declared,
+            _ => Origin::Automatic,
+        }
+    }
+
+    /// It has a line of its own from now on.
+    pub fn declare(&self) {
+        self.origin.store(0, Ordering::Relaxed);
+    }
+
+    /// Since when nobody uses it, after a look at it that found it used or not.
+    pub fn idle_since(&self, now: Instant, used: bool) -> Option<Instant> {
+        let mut since = self.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = if used { None } else { Some(since.unwrap_or(now)) };
+        *since
     }
 
     /// Counts a client, unless there are `limit` of them.

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod arguments;
+pub mod automatic;
 pub mod check;
 pub mod ending;
 pub mod entries;

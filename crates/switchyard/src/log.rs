@@ -56,6 +56,7 @@ pub enum Stderr {
 #[derive(Debug)]
 pub struct Log {
     verbose: AtomicU8,
+    base: AtomicU8,
     sink: Mutex<Sink>,
 }
 
@@ -84,7 +85,18 @@ impl Log {
     /// A log that goes to stderr until [`Log::set_file`] names a file.
     pub fn new(stderr: Stderr) -> Self {
         let sink = Sink { stderr, path: None, file: None, ending: Ending::Whole, complained: None };
-        Log { verbose: AtomicU8::new(0), sink: Mutex::new(sink) }
+        Log { verbose: AtomicU8::new(0), base: AtomicU8::new(0), sink: Mutex::new(sink) }
+    }
+
+    /// The verbosity of the command line, for a configuration that says nothing.
+    pub fn set_base(&self, verbose: u8) {
+        self.base.store(verbose, Ordering::Relaxed);
+        self.set_verbose(verbose);
+    }
+
+    /// The verbosity of the command line.
+    pub fn base(&self) -> u8 {
+        self.base.load(Ordering::Relaxed)
     }
 
     /// 0 shows up to LOG, 1 adds DEBUG, 2 and more add NOISE.

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         return process::start_in_background();
     }
     let log = Arc::new(Log::new(if arguments.quiet { Stderr::Quiet } else { Stderr::Show }));
-    log.set_verbose(arguments.verbose);
+    log.set_base(arguments.verbose);
     match start(&path, &arguments, &log) {
         Ok(never) => match never {},
         Err(text) => {

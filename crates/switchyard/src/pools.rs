@@ -41,6 +41,7 @@ pub struct SharedPool {
     mode: AtomicU8,
     prepared: AtomicUsize,
     stays: AtomicBool,
+    reviewed: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -165,6 +166,7 @@ impl SharedPool {
             mode: AtomicU8::new(0),
             prepared: AtomicUsize::new(0),
             stays: AtomicBool::new(false),
+            reviewed: AtomicBool::new(false),
             inner: Mutex::new(inner),
         }
     }
@@ -178,6 +180,17 @@ impl SharedPool {
         };
         self.mode.store(code, Ordering::Relaxed);
         self.prepared.store(prepared, Ordering::Relaxed);
+    }
+
+    /// The forced user of the entry has changed: clients of this pool may belong to another one.
+    pub fn review(&self) {
+        self.reviewed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether clients may belong to another pool.
+    #[inline]
+    pub fn is_reviewed(&self) -> bool {
+        self.reviewed.load(Ordering::Relaxed)
     }
 
     /// Sets what becomes of a client whose server is lost.

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use switchyard_config::{Config, Severity, load};
+use switchyard_config::{Config, Database, Severity, load};
 
 use crate::access::Access;
-use crate::entries::Entry;
+use crate::entries::{Entry, Origin};
 use crate::log::{Level, Log};
 use crate::options;
 use crate::shared::{Loaded, Shared};
@@ -37,7 +37,9 @@ pub fn read_config(path: &Path, log: &Log, occasion: Occasion) -> Option<Config>
         };
         log.write(level, &one.to_string());
     }
-    loaded.config
+    let mut config = loaded.config?;
+    config.settings.verbose.get_or_insert(log.base().into());
+    Some(config)
 }
 
 /// Reads the configuration again. Answers whether it was valid.
@@ -153,48 +155,72 @@ pub fn apply_log(log: &Log, config: &Config) {
 /// Brings entries and pools in line with the settings in force.
 pub fn define_entries(shared: &Arc<Shared>) {
     let snapshot = shared.snapshot();
-    let now = Instant::now();
     for (name, definition) in &snapshot.config.databases {
         match shared.known_entry(name) {
             Some(entry) => {
-                let elsewhere = entry.definition().leads_elsewhere(definition);
-                entry.define(definition.clone());
-                if elsewhere {
-                    for pool in entry.pools() {
-                        shared.decide(&pool, |inner| {
-                            inner.machine.recycle(now, "database configuration changed");
-                        });
-                    }
-                }
+                entry.declare();
+                shared.redefine(&entry, definition);
             }
-            None => shared.add_entry(Arc::new(Entry::new(name.clone(), definition.clone()))),
+            None => {
+                let (name, definition) = (name.clone(), definition.clone());
+                shared.add_entry(Arc::new(Entry::new(name, definition, Origin::Declared)));
+            }
         }
     }
+    shared.remake_automatic();
     if let Some(services) = shared.services() {
         services.set_clusters(options::clusters(&snapshot));
     }
     for entry in shared.entries() {
-        if !snapshot.config.databases.contains_key(&entry.name)
-            && snapshot.config.automatic.is_none()
-        {
-            let line = format!(
-                "dropping database '{}' as it does not exist anymore or inactive auto-database",
-                entry.name
-            );
-            shared.log.write(Level::Warning, &line);
-            shared.remove_entry(&entry.name);
-            shared.broadcast(|| Message::Kill(Arc::clone(&entry), "database removed"));
-            continue;
+        let declared = snapshot.config.databases.contains_key(&entry.name);
+        if !declared && entry.origin() == Origin::Declared {
+            shared.drop_entry(&entry);
+        } else {
+            shared.fit_pools(&snapshot, &entry);
         }
-        let definition = entry.definition();
+    }
+}
+
+impl Shared {
+    /// An entry has another definition, which may lead elsewhere.
+    pub(crate) fn redefine(&self, entry: &Arc<Entry>, definition: &Database) {
+        let old = entry.definition();
+        if *old == *definition {
+            return;
+        }
+        entry.define(definition.clone());
+        if old.user != definition.user {
+            entry.pools().iter().for_each(|pool| pool.review());
+            self.broadcast(|| Message::Rehome(Arc::clone(entry)));
+        }
+        if old.leads_elsewhere(definition) {
+            self.renew(entry, "database configuration changed");
+        }
+    }
+
+    /// An entry does not exist any more: whoever uses it is closed.
+    pub(crate) fn drop_entry(&self, entry: &Arc<Entry>) {
+        let line = format!(
+            "dropping database '{}' as it does not exist anymore or inactive auto-database",
+            entry.name
+        );
+        self.log.write(Level::Warning, &line);
+        self.remove_entry(&entry.name);
+        self.lifecycle().forget(&entry.name);
+        self.broadcast(|| Message::Kill(Arc::clone(entry), "database removed"));
+    }
+
+    /// Sizes, times and modes of an entry's pools.
+    fn fit_pools(self: &Arc<Self>, snapshot: &Snapshot, entry: &Arc<Entry>) {
+        let (now, definition) = (Instant::now(), entry.definition());
         for pool in entry.pools() {
-            let limits = options::limits(&snapshot, &definition, &pool.user);
-            options::set_rules(&snapshot, &definition, &pool);
-            shared.decide(&pool, |inner| inner.machine.set_limits(now, limits));
+            let limits = options::limits(snapshot, &definition, &pool.user);
+            options::set_rules(snapshot, &definition, &pool);
+            self.decide(&pool, |inner| inner.machine.set_limits(now, limits));
         }
         // The pools to all nodes exist before the first client comes.
         if let (true, Some(user)) = (entry.is_cluster(), &definition.user) {
-            shared.pool(&entry, user);
+            self.pool(entry, user);
         }
     }
 }

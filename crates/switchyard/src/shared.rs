@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
+use switchyard_config::Config;
 use switchyard_config::settings::Settings;
-use switchyard_config::{Config, Database};
 use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::lifecycle::{Lifecycle, Phase};
 use switchyard_core::pool::Want;
@@ -312,24 +312,9 @@ impl Shared {
         lock(&self.entries).values().cloned().collect()
     }
 
-    /// An entry by its exact name; the `*` entry makes one for an unknown name.
-    pub fn entry(&self, name: &str) -> Option<Arc<Entry>> {
-        let mut entries = lock(&self.entries);
-        if let Some(entry) = entries.get(name) {
-            return Some(Arc::clone(entry));
-        }
-        let snapshot = self.snapshot();
-        let text = snapshot.config.automatic.as_ref()?;
-        let definition = Database::parse(name, text).ok()?;
-        let entry = Arc::new(Entry::new(name.into(), definition));
-        entries.insert(name.into(), Arc::clone(&entry));
-        drop(entries);
-        self.log.write(Level::Log, &format!("registered new auto-database: {name}"));
-        Some(entry)
-    }
-
     /// Where a name that clients ask for leads: an entry, or a node or role of a cluster's.
-    pub fn destination(&self, name: &str) -> (Option<Arc<Entry>>, Want) {
+    /// `whose` is the prefix of log lines about the connection that asks.
+    pub fn destination(&self, name: &str, whose: &str) -> (Option<Arc<Entry>>, Want) {
         if self.known_entry(name).is_none()
             && let Some((database, key)) = name.split_once('@')
             && let Some(entry) = self.known_entry(database).filter(|entry| entry.is_cluster())
@@ -346,7 +331,7 @@ impl Shared {
                 None => (None, Want::Writer),
             };
         }
-        (self.entry(name), Want::Writer)
+        (self.entry(name, whose), Want::Writer)
     }
 
     /// Whether a name leads anywhere, without making an automatic entry for it.
@@ -366,6 +351,13 @@ impl Shared {
     /// Adds an entry.
     pub fn add_entry(&self, entry: Arc<Entry>) {
         lock(&self.entries).insert(entry.name.clone(), entry);
+    }
+
+    /// Adds an entry; if another thread came first, `None`, and that one stays.
+    pub(crate) fn add_unless_known(&self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
+        let mut entries = lock(&self.entries);
+        let known = entries.entry(entry.name.clone()).or_insert_with(|| Arc::clone(entry));
+        Some(Arc::clone(known))
     }
 
     /// Removes an entry.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use switchyard_config::PoolMode;
 use switchyard_core::client::untracked::{FORGET, Kept};
 use switchyard_core::ids::Ticket;
+use switchyard_core::lifecycle::Phase;
 use switchyard_core::pool::{Checkin, Checkout, Want};
 use switchyard_core::server::link::Status;
 use switchyard_core::server::request::{HiddenQuery, Request};
@@ -45,6 +46,10 @@ impl Worker {
             return Outcome::Linked;
         }
         let Some(client) = self.clients.get(key) else { return Outcome::Gone };
+        if client.place.as_ref().is_some_and(|place| place.pool.is_reviewed()) {
+            self.rehome(key);
+        }
+        let Some(client) = self.clients.get(key) else { return Outcome::Gone };
         let Some(place) = &client.place else { return Outcome::Gone };
         let (pool, want) = (Arc::clone(&place.pool), place.want);
         let (answer, server) = pool.decide(&mut self.orders, |inner| {
@@ -66,6 +71,11 @@ impl Worker {
                     "server login has been failing, cached error: {reason} (server_login_retry)"
                 );
                 self.close_client(key, &text, Farewell::fatal());
+                Outcome::Gone
+            }
+            (Checkout::Wait, _) if self.phase == Phase::WaitForServers => {
+                pool.decide(&mut self.orders, |inner| inner.machine.leave(ticket));
+                self.refuse_wait(key);
                 Outcome::Gone
             }
             (Checkout::Granted(_) | Checkout::Wait, _) => {

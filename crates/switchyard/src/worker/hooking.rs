@@ -389,7 +389,7 @@ impl Worker {
             entry.admission() == crate::entries::Admission::Enabled
         };
         let found =
-            if name == CONSOLE { (None, Want::Writer) } else { self.shared.destination(name) };
+            if name == CONSOLE { (None, Want::Writer) } else { self.shared.destination(name, "") };
         match found {
             (Some(entry), want) if enabled(&entry) => {
                 let pool = self.shared.pool(&entry, &identity.user);

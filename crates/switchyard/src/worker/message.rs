@@ -61,6 +61,8 @@ pub enum Message {
     WakeUp,
     /// Close the TCP listeners, or all of them.
     StopListening(Listeners),
+    /// The forced user of an entry has changed.
+    Rehome(Arc<Entry>),
     /// Clients that would wait for a server are refused from now on.
     RefuseWaiting,
 }
@@ -108,6 +110,7 @@ impl Worker {
             Message::Kill(entry, reason) => self.kill(&entry, reason),
             Message::Reloaded(console, valid) => self.reloaded(console, valid),
             Message::HooksSet(console, done) => self.hooks_set(console, done),
+            Message::Rehome(entry) => self.rehome_waiting(&entry),
             Message::StopOpening(entry) => self.stop_opening(&entry),
             Message::WakeUp => self.wake_up(),
             Message::StopListening(which) => self.stop_listening(which),

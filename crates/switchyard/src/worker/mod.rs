@@ -22,6 +22,7 @@ pub mod console;
 pub mod hooking;
 mod login;
 pub mod message;
+mod rehome;
 mod relay;
 pub mod routes;
 mod secure;
@@ -37,6 +38,7 @@ use std::time::{Duration, Instant};
 use switchyard_core::batch::Batch;
 use switchyard_core::client::session::Flow;
 use switchyard_core::ids::{ServerId, WorkerId};
+use switchyard_core::lifecycle::Phase;
 use switchyard_io::poller::{RemoteRegistry, WAKE, Watch};
 use switchyard_io::{Inbox, Key, Listener, Poller, Ready, Table};
 
@@ -128,6 +130,8 @@ pub struct Worker {
     cancels: Table<cancel::Outgoing>,
     listeners: Vec<accept::Listening>,
     consoles: Vec<Key>,
+    /// What an end of the process means for clients that would wait.
+    phase: Phase,
     surveys: Vec<Survey>,
     rest: Rest,
     scratch: Vec<u8>,
@@ -194,6 +198,7 @@ impl Worker {
             cancels: Table::default(),
             listeners: listeners.into_iter().map(accept::Listening::new).collect(),
             consoles: Vec::new(),
+            phase: Phase::Active,
             surveys: Vec::new(),
             rest: Rest::Awake,
             scratch: vec![0; SCRATCH],

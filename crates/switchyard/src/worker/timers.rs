@@ -51,6 +51,7 @@ impl Worker {
             for pool in self.shared.pools() {
                 pool.decide(&mut self.orders, |inner| inner.machine.tick(now));
             }
+            self.shared.forget_automatic(now);
             self.shared.tick(now);
         }
     }

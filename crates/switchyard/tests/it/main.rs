@@ -9,6 +9,7 @@ mod hook_routes;
 mod hooks;
 mod login;
 mod process;
+mod reload;
 mod scarcity;
 mod sessions;
 mod switchover;

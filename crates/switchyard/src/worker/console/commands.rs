@@ -64,7 +64,7 @@ impl Worker {
         if database == CONSOLE {
             return Err(format!("cannot {verb} admin db: {database}"));
         }
-        self.shared.entry(database).ok_or_else(|| format!("no such database: {database}"))
+        self.shared.entry(database, "").ok_or_else(|| format!("no such database: {database}"))
     }
 
     fn admit(&mut self, database: Option<String>, admission: Admission) -> Done {

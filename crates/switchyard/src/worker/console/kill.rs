@@ -7,7 +7,7 @@ use switchyard_io::Key;
 
 use crate::entries::Entry;
 use crate::worker::Worker;
-use crate::worker::client::{Activity, Stage};
+use crate::worker::client::Stage;
 use crate::worker::close::Farewell;
 use crate::worker::server::Stage as ServerStage;
 
@@ -71,19 +71,6 @@ impl Worker {
         });
         for key in opening.map(|(key, _)| key).collect::<Vec<_>>() {
             self.close_server(key, "connect string changed");
-        }
-    }
-
-    /// SHUTDOWN WAIT_FOR_SERVERS: whoever waits for a server is told to go.
-    pub(in crate::worker) fn refuse_waiting(&mut self) {
-        let waiting: Vec<Key> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.activity() == Some(Activity::Waiting))
-            .map(|(key, _)| key)
-            .collect();
-        for key in waiting {
-            self.close_client(key, "server shutting down", Farewell::fatal());
         }
     }
 }

@@ -23,7 +23,11 @@ impl Worker {
         let console = request.database == CONSOLE;
         let (entry, want) = match &request.database {
             _ if console => (None, Want::Writer),
-            name => self.shared.destination(name),
+            name => {
+                let port = self.snapshot.config.settings.listen_port;
+                let whose = self.clients.get(key).map(|client| client.prefix(port));
+                self.shared.destination(name, &whose.unwrap_or_default())
+            }
         };
         let user = request.user.clone();
         let identity = Identity {

@@ -103,7 +103,7 @@ impl Worker {
             self.log_client(key, Level::Error, text);
             return Err(CONFIG_ERROR.into());
         }
-        let Some(entry) = self.shared.entry(&name) else {
+        let Some(entry) = self.shared.entry(&name, "") else {
             let text = format!("authentication database \"{name}\" is not configured.");
             self.log_client(key, Level::Error, &text);
             return Err(CONFIG_ERROR.into());
