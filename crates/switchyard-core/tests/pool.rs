@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
 use switchyard_core::pool::{
-    Checkin, Checkout, Effect, Failing, LaneRole, Limits, OpenFailure, OpenFailureKind, Order,
-    Pool, Standby, Want,
+    Checkin, Checkout, Effect, Failing, LaneRole, Limits, Minimum, OpenFailure, OpenFailureKind,
+    Order, Pool, Reserve, Retry, Standby, Want,
 };
 
 const WORKERS: u16 = 2;
+const RESERVE: usize = 1;
 
 /// What may happen.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ enum Step {
     FailOpen(usize),
     Return(usize),
     Break(usize),
+    Claim(usize),
+    Soil(usize),
     Later(u64),
     Pause,
     Resume,
@@ -38,6 +41,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<usize>().prop_map(Step::FailOpen),
         8 => any::<usize>().prop_map(Step::Return),
         1 => any::<usize>().prop_map(Step::Break),
+        1 => any::<usize>().prop_map(Step::Claim),
+        1 => any::<usize>().prop_map(Step::Soil),
         2 => (0..5000u64).prop_map(Step::Later),
         1 => Just(Step::Pause),
         2 => Just(Step::Resume),
@@ -84,6 +89,14 @@ impl Account {
                     assert!(self.parked.remove(&id), "only parked servers are closed by order");
                 }
                 Effect::Fail(ticket, _) => self.served(ticket),
+                Effect::Abort(id, ..) => {
+                    let known = self.opening.len() + self.held.len();
+                    self.opening.retain(|opening| *opening != id);
+                    self.held.retain(|held| *held != id);
+                    assert_eq!(known, self.opening.len() + self.held.len() + 1, "one is given up");
+                }
+                Effect::Reserve(ticket) => assert!(self.waiting.contains(&ticket)),
+                Effect::Evict => unreachable!("nothing is shared"),
                 Effect::Welcome(_) => {}
             }
         }
@@ -96,6 +109,7 @@ impl Account {
                 self.served(ticket);
             }
             Checkin::Idle => assert!(self.parked.insert(id), "a server is parked once"),
+            Checkin::Check => self.held.push(id),
             Checkin::Close(_) => {}
         }
     }
@@ -113,7 +127,7 @@ impl Account {
             }
             Step::Leave(at) if !self.waiting.is_empty() => {
                 let ticket = self.waiting.remove(at % self.waiting.len());
-                self.pool.leave(ticket);
+                self.pool.leave(self.now, ticket);
             }
             Step::Open(at) if !self.opening.is_empty() => {
                 let id = self.opening.remove(at % self.opening.len());
@@ -135,11 +149,21 @@ impl Account {
                 let id = self.held.remove(at % self.held.len());
                 self.pool.closed(self.now, id);
             }
+            Step::Claim(at) | Step::Soil(at) if !self.parked.is_empty() => {
+                let mut parked: Vec<ServerId> = self.parked.iter().copied().collect();
+                parked.sort_unstable();
+                let id = parked[at % parked.len()];
+                assert!(self.pool.claim(id), "a parked server can be claimed");
+                self.take(id);
+                if matches!(step, Step::Soil(_)) {
+                    self.pool.soil(id);
+                }
+            }
             Step::Later(milliseconds) => {
                 self.now += Duration::from_millis(milliseconds);
-                self.pool.tick(self.now);
+                self.pool.tick(self.now, 1);
             }
-            Step::Pause => self.pool.pause(),
+            Step::Pause => self.pool.pause(self.now),
             Step::Resume => self.pool.resume(self.now),
             Step::Recycle => self.pool.recycle(self.now, "test"),
             Step::Promote(writer) => self.view(Some(writer)),
@@ -148,6 +172,8 @@ impl Account {
             | Step::Open(_)
             | Step::FailOpen(_)
             | Step::Return(_)
+            | Step::Claim(_)
+            | Step::Soil(_)
             | Step::Break(_) => {}
         }
         self.drain();
@@ -169,7 +195,7 @@ impl Account {
         for lane in 0..3 {
             let counts = self.pool.counts(self.now, Some(LaneId(lane)));
             let all = counts.busy + counts.idle + counts.used + counts.testing + counts.opening;
-            assert!(all <= size, "a lane keeps to its size");
+            assert!(all <= size + RESERVE, "a lane keeps to its size");
         }
     }
 }
@@ -177,10 +203,12 @@ impl Account {
 fn limits(size: usize, failing: Failing) -> Limits {
     Limits {
         size,
+        reserve: Reserve { size: RESERVE, after: Duration::from_secs(2) },
+        minimum: Minimum::Attended(1),
         lifetime: Duration::from_secs(20),
         idle_timeout: Duration::from_secs(10),
         check_delay: Some(Duration::from_secs(5)),
-        login_retry: Duration::from_secs(1),
+        retry: Retry::Fixed(Duration::from_secs(1)),
         order: Order::Lifo,
         failing,
         standby: Standby::Auto,

@@ -39,6 +39,35 @@ pub enum Want {
 pub(super) struct Failed {
     pub(super) retry_at: Instant,
     pub(super) reason: String,
+    /// Failures in a row.
+    pub(super) count: u32,
+}
+
+/// How many slots of a lane are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) opening: usize,
+    pub(super) idle: usize,
+    pub(super) testing: usize,
+    pub(super) busy: usize,
+    /// Those of them that must not be used again.
+    pub(super) stale: usize,
+}
+
+impl Tally {
+    pub(super) fn total(self) -> usize {
+        self.opening + self.idle + self.testing + self.busy
+    }
+
+    /// Servers that are logged in.
+    pub(super) fn usable(self) -> usize {
+        self.idle + self.testing + self.busy
+    }
+
+    /// Servers that a waiter may count on.
+    pub(super) fn prospects(self) -> usize {
+        self.opening + self.testing
+    }
 }
 
 /// A lane.
@@ -48,6 +77,7 @@ pub(super) struct Lane {
     pub(super) role: LaneRole,
     pub(super) failed: Option<Failed>,
     pub(super) suspect_until: Option<Instant>,
+    pub(super) tally: Tally,
     idle: Vec<VecDeque<ServerId>>,
     peak: (Option<Instant>, usize),
 }
@@ -55,7 +85,8 @@ pub(super) struct Lane {
 impl Lane {
     pub(super) fn new(id: LaneId, role: LaneRole, workers: usize) -> Self {
         let idle = (0..workers.max(1)).map(|_| VecDeque::new()).collect();
-        Lane { id, role, failed: None, suspect_until: None, idle, peak: (None, 0) }
+        let (failed, suspect_until, tally) = (None, None, Tally::default());
+        Lane { id, role, failed, suspect_until, tally, idle, peak: (None, 0) }
     }
 
     /// Parks an idle server with its home worker.
@@ -89,16 +120,18 @@ impl Lane {
         self.idle.iter().flatten().copied()
     }
 
-    pub(super) fn oldest_idle(&mut self) -> Option<ServerId> {
-        self.idle.iter().find_map(|parked| parked.front().copied())
+    /// The server that has been parked for longest, of each worker.
+    pub(super) fn oldest_idle(&self) -> impl Iterator<Item = ServerId> {
+        self.idle.iter().filter_map(|parked| parked.front().copied())
+    }
+
+    /// Whether logins to it failed and must not be tried again yet.
+    pub(super) fn is_barred(&self, now: Instant) -> bool {
+        self.failed.as_ref().is_some_and(|failed| now < failed.retry_at)
     }
 
     pub(super) fn idle_len(&self) -> usize {
         self.idle.iter().map(VecDeque::len).sum()
-    }
-
-    pub(super) fn clear_idle(&mut self) {
-        self.idle.iter_mut().for_each(VecDeque::clear);
     }
 
     /// Remembers how many servers are in use, as the peak of a span.

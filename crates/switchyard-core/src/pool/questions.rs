@@ -1,11 +1,13 @@
 //! What can be asked of a pool without changing it, and its invariants.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ids::{LaneId, ServerId};
-use crate::pool::lane::LaneRole;
+use crate::pool::lane::{LaneRole, Tally};
+use crate::pool::shares::Share;
+use crate::pool::slots::{Freshness, Slot, State};
 use crate::pool::terms::Counts;
-use crate::pool::{Freshness, Gate, Lanes, Pool, State};
+use crate::pool::{Lanes, Pool};
 
 /// Questions.
 impl Pool {
@@ -16,7 +18,7 @@ impl Pool {
         for slot in self.slots.values().filter(|slot| lane.is_none_or(|lane| slot.lane == lane)) {
             match slot.state {
                 State::Opening => counts.opening += 1,
-                State::Testing => counts.testing += 1,
+                State::Testing | State::Claimed => counts.testing += 1,
                 State::Busy => counts.busy += 1,
                 State::Idle if self.is_unchecked(now, slot) => counts.used += 1,
                 State::Idle => counts.idle += 1,
@@ -53,7 +55,17 @@ impl Pool {
 
     /// Whether nothing is given out.
     pub fn is_paused(&self) -> bool {
-        self.gate == Gate::Paused
+        self.gate.is_paused()
+    }
+
+    /// How much of the time since then the pool was paused.
+    pub fn paused_since(&self, since: Instant, now: Instant) -> Duration {
+        self.gate.closed_since(since, now)
+    }
+
+    /// Its place among the pools that share limits.
+    pub fn share(&self) -> Option<&Share> {
+        self.share.as_ref()
     }
 
     /// Whether a server was idle for so long that it is checked before its next use.
@@ -85,20 +97,32 @@ impl Pool {
 
     /// Panics if an invariant is broken.
     pub fn check(&self) {
+        self.queues.check();
         for lane in &self.lanes {
-            let slots = self.slots.values().filter(|slot| slot.lane == lane.id);
-            let idle = slots.clone().filter(|slot| slot.state == State::Idle).count();
-            assert_eq!(idle, lane.idle_len(), "idle slots are the parked ones");
+            let slots = || self.slots.values().filter(|slot| slot.lane == lane.id);
+            let count = |state| slots().filter(|slot| slot.state == state).count();
+            let stale = |slot: &&Slot| matches!(slot.freshness, Freshness::Stale(_));
+            let tally = Tally {
+                opening: count(State::Opening),
+                idle: count(State::Idle),
+                testing: count(State::Testing) + count(State::Claimed),
+                busy: count(State::Busy),
+                stale: slots().filter(stale).count(),
+            };
+            assert_eq!(tally, lane.tally, "every slot is counted in its state");
+            assert_eq!(tally.idle, lane.idle_len(), "idle slots are the parked ones");
             for id in lane.idle_ids() {
                 assert!(self.slots.contains_key(&id), "a parked server has a slot");
             }
-            let wants = self.queues.wants().filter(|want| self.lanes.accept(*want, lane.id));
-            let testing = self.slots.values().filter(|slot| slot.state == State::Testing).count();
-            let waited_for = wants.count() > testing;
+            let waiting = self.queues.count(|want| self.lanes.accept(want, lane.id));
             assert!(
-                self.gate == Gate::Paused || !waited_for || idle == 0,
+                self.gate.is_paused() || waiting <= self.testing() || tally.idle == 0,
                 "nobody waits while an eligible idle server exists, but for its check"
             );
         }
+    }
+
+    fn testing(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.tally.testing).sum()
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::ids::{LaneId, WorkerId};
 use crate::pool::lane::LaneRole;
-use crate::pool::{Gate, Pool, Standby};
+use crate::pool::{Pool, Standby};
 
 impl Pool {
     pub(super) fn standby_target(&self, now: Instant) -> usize {
@@ -21,12 +21,13 @@ impl Pool {
     pub(super) fn keep_standbys(&mut self, now: Instant) {
         let writer = self.lanes.iter().find(|lane| lane.role == LaneRole::Writer).map(|l| l.id);
         if let Some(writer) = writer {
-            let busy = self.busy(writer) + self.prospects(writer);
+            let tally = self.tally(writer);
+            let busy = tally.busy + tally.prospects();
             if let Some(lane) = self.lane_mut(writer) {
                 lane.note_use(now, busy);
             }
         }
-        if self.gate == Gate::Paused || self.lanes.len() < 2 {
+        if self.gate.is_paused() || self.lanes.len() < 2 {
             return;
         }
         let target = self.standby_target(now);
@@ -34,16 +35,17 @@ impl Pool {
             .lanes
             .iter()
             .filter(|lane| lane.role == LaneRole::Reader)
-            .filter(|lane| lane.failed.as_ref().is_none_or(|failed| now >= failed.retry_at))
+            .filter(|lane| !lane.is_barred(now))
             .map(|lane| lane.id)
             .collect();
         for lane in standbys {
-            let have = self.lane_len(lane);
+            let have = self.tally(lane).total();
             for index in have..target {
                 let worker = WorkerId((index % self.queues.workers()) as u16);
-                if !self.mint(now, lane, worker) {
+                if self.room(lane) == 0 || !self.take_share(now) {
                     break;
                 }
+                self.insert(now, lane, worker);
             }
         }
     }

@@ -9,14 +9,18 @@ use crate::ids::{LaneId, ServerId, Ticket, WorkerId};
 pub struct Limits {
     /// Servers per lane; 0 means no limit.
     pub size: usize,
+    /// Servers beyond that for clients that have waited long.
+    pub reserve: Reserve,
+    /// Servers that are kept ready.
+    pub minimum: Minimum,
     /// Age at which an unused server is closed; zero means after one use.
     pub lifetime: Duration,
     /// Idle time after which a server is closed; zero means never.
     pub idle_timeout: Duration,
     /// Idle time after which a server is checked before use; `None` means never.
     pub check_delay: Option<Duration>,
-    /// Pause after a failed login, counted from its start.
-    pub login_retry: Duration,
+    /// Pause after a failed login.
+    pub retry: Retry,
     /// Which idle server is used next.
     pub order: Order,
     /// What clients are told while logins fail.
@@ -25,6 +29,55 @@ pub struct Limits {
     pub standby: Standby,
     /// How much longer a waiter of another worker must have waited to come first.
     pub fairness: Duration,
+}
+
+/// Servers beyond a pool's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserve {
+    /// So many.
+    pub size: usize,
+    /// Once the first client has waited this long; zero means never.
+    pub after: Duration,
+}
+
+/// Servers kept ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Minimum {
+    /// So many while the pool has clients.
+    Attended(usize),
+    /// So many even without clients.
+    Always(usize),
+}
+
+impl Minimum {
+    /// How many.
+    pub fn count(self) -> usize {
+        match self {
+            Minimum::Attended(count) | Minimum::Always(count) => count,
+        }
+    }
+}
+
+/// Pause after a failed login, counted from the start of the attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Always the same.
+    Fixed(Duration),
+    /// Twice as long with each failure in a row, from the first value to the second.
+    Growing(Duration, Duration),
+}
+
+impl Retry {
+    /// The pause after so many failures in a row.
+    pub(super) fn pause(self, failures: u32) -> Duration {
+        match self {
+            Retry::Fixed(pause) => pause,
+            Retry::Growing(first, longest) => {
+                let doublings = failures.saturating_sub(1).min(20);
+                first.saturating_mul(1 << doublings).min(longest.max(first))
+            }
+        }
+    }
 }
 
 /// Order in which idle servers are used.
@@ -72,6 +125,8 @@ pub enum Checkin {
     Give(Ticket),
     /// It is idle; park it.
     Idle,
+    /// Check it; answered by `checkin` or `closed`.
+    Check,
     /// Close it, for this reason. The slot is gone.
     Close(&'static str),
 }
@@ -89,6 +144,12 @@ pub enum Effect {
     Close(ServerId, &'static str),
     /// The waiter's login or query fails.
     Fail(Ticket, OpenFailure),
+    /// Give up what this worker does to open or check a server. The slot is gone.
+    Abort(ServerId, WorkerId, &'static str),
+    /// A server beyond the pool's size is opened for this waiter: the log tells.
+    Reserve(Ticket),
+    /// A limit shared with other pools is reached: one of them has to part with an idle server.
+    Evict,
     /// The server's parameters are known: the client waiting for its welcome may go on.
     Welcome(Ticket),
 }

@@ -1,0 +1,63 @@
+//! Changes of a cluster as a pool sees them: roles of nodes, and the loss of a server of the writer.
+
+use std::time::{Duration, Instant};
+
+use crate::ids::LaneId;
+use crate::pool::Pool;
+use crate::pool::lane::{Lane, LaneRole};
+
+/// Longest wait for a probe's word about a suspect writer; it is as long as a probe may take.
+const SUSPICION: Duration = Duration::from_millis(150);
+
+impl Pool {
+    /// The nodes of the cluster and their roles have changed. Servers of a node that lost the
+    /// writer's role are closed, idle ones at once, lent ones when they come back.
+    pub fn set_view(&mut self, now: Instant, roles: &[(LaneId, LaneRole)]) {
+        for &(id, role) in roles {
+            match self.lane_mut(id) {
+                None => {
+                    let lane = Lane::new(id, role, self.queues.workers());
+                    self.lanes.push(lane);
+                }
+                Some(lane) => {
+                    let wrote = matches!(lane.role, LaneRole::Writer | LaneRole::Suspect);
+                    let lost = wrote && role != LaneRole::Writer;
+                    lane.role = role;
+                    lane.failed = None;
+                    if lost {
+                        self.recycle_lane(id, "database configuration changed");
+                    }
+                }
+            }
+        }
+        let gone: Vec<LaneId> = self.lanes.iter().map(|lane| lane.id).collect();
+        for id in gone.into_iter().filter(|id| !roles.iter().any(|(known, _)| known == id)) {
+            self.recycle_lane(id, "database configuration changed");
+            if let Some(lane) = self.lane_mut(id) {
+                lane.role = LaneRole::Down;
+            }
+        }
+        self.serve_waiters(now);
+        self.keep_standbys(now);
+    }
+
+    /// A server of this lane was lost: if it is the writer's, nothing new goes there until the next
+    /// view, or for [`SUSPICION`] at most.
+    pub fn suspect(&mut self, now: Instant, lane: LaneId) {
+        if let Some(lane) = self.lane_mut(lane).filter(|lane| lane.role == LaneRole::Writer) {
+            lane.role = LaneRole::Suspect;
+            lane.suspect_until = Some(now + SUSPICION);
+        }
+    }
+
+    pub(super) fn end_suspicion(&mut self, now: Instant) {
+        let over = |lane: &&mut Lane| {
+            lane.role == LaneRole::Suspect && lane.suspect_until.is_some_and(|until| now >= until)
+        };
+        let mut lanes = self.lanes.iter_mut().filter(over).peekable();
+        if lanes.peek().is_some() {
+            lanes.for_each(|lane| lane.role = LaneRole::Writer);
+            self.serve_waiters(now);
+        }
+    }
+}
