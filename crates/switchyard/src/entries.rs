@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
 use switchyard_config::Database;
@@ -172,6 +172,29 @@ impl Entry {
                 statistics::add(&mut retired, &pool.totals());
             }
             used
+        });
+    }
+
+    /// Frees the pools that nobody has used for so long; `told` hears of each.
+    pub fn free_idle_pools(
+        &self,
+        now: Instant,
+        limit: Duration,
+        mut told: impl FnMut(&str, Duration),
+    ) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| {
+            let mut inner = pool.lock();
+            let used = Arc::strong_count(pool) > 1 || !inner.machine.is_empty();
+            let since = if used { None } else { Some(inner.unused.unwrap_or(now)) };
+            inner.unused = since;
+            let idle = since.map(|since| now.saturating_duration_since(since));
+            let Some(idle) = idle.filter(|idle| *idle >= limit) else { return true };
+            drop(inner);
+            statistics::add(&mut retired, &pool.totals());
+            told(&pool.user, idle);
+            false
         });
     }
 

@@ -11,7 +11,8 @@ use switchyard_core::client::session::Loyalty;
 use switchyard_core::ids::LaneId;
 use switchyard_core::params::Tracked;
 use switchyard_core::pool::{
-    Failing, LaneRole, Limits, OpenFailure, OpenFailureKind, Order, Pool, Standby,
+    Failing, LaneRole, Limits, Minimum, OpenFailure, OpenFailureKind, Order, Pool, Reserve, Retry,
+    Standby,
 };
 use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError};
 use switchyard_core::switchover::options::{Fencing, Options, Timings};
@@ -25,11 +26,15 @@ use crate::log::Level;
 use crate::pools::SharedPool;
 use crate::services::ClusterOptions;
 use crate::services::probe::ProbeLogin;
+use crate::sharing::Sharing;
 use crate::snapshot::{AuthMethod, LogRules, Snapshot};
 use crate::tls::Setup;
 
 /// Pause after a failed login to a node of a cluster.
 const CLUSTER_RETRY: Duration = Duration::from_millis(10);
+/// First and longest pause after failed logins, with server_login_backoff.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(15);
 /// Shortest interval and deadline of probes.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// How much longer a waiter of another worker must have waited to come first.
@@ -82,19 +87,41 @@ pub fn limits(snapshot: &Snapshot, definition: &Database, user: &str) -> Limits 
     let cluster = definition.topology_query.is_some();
     Limits {
         size: overrides.pool_size(),
+        reserve: Reserve {
+            size: overrides.reserve_pool_size(),
+            after: settings.reserve_pool_timeout,
+        },
+        minimum: minimum(snapshot, definition, user),
         lifetime: overrides.server_lifetime(),
         idle_timeout: settings.server_idle_timeout,
         check_delay: check.then_some(settings.server_check_delay),
-        // A client of a cluster waits for its node, so that a retry has to come soon.
-        login_retry: if cluster {
-            settings.server_login_retry.min(CLUSTER_RETRY)
-        } else {
-            settings.server_login_retry
+        retry: match (cluster, settings.server_login_backoff) {
+            // A client of a cluster waits for its node, so that a retry has to come soon.
+            (true, _) => Retry::Fixed(settings.server_login_retry.min(CLUSTER_RETRY)),
+            (false, true) => Retry::Growing(FIRST_RETRY, LONGEST_RETRY),
+            (false, false) => Retry::Fixed(settings.server_login_retry),
         },
         order: if settings.server_round_robin { Order::RoundRobin } else { Order::Lifo },
-        failing: if cluster { Failing::Wait } else { Failing::Refuse },
+        failing: if cluster || settings.server_login_backoff {
+            Failing::Wait
+        } else {
+            Failing::Refuse
+        },
         standby: if cluster { standby(snapshot, definition) } else { Standby::Fixed(0) },
         fairness: FAIRNESS,
+    }
+}
+
+fn minimum(snapshot: &Snapshot, definition: &Database, user: &str) -> Minimum {
+    let overrides = snapshot.overrides(definition, user);
+    let wanted = overrides.min_pool_size();
+    let count = match overrides.pool_size() {
+        0 => wanted,
+        size => wanted.min(size),
+    };
+    match definition.user {
+        Some(_) => Minimum::Always(count),
+        None => Minimum::Attended(count),
     }
 }
 
@@ -177,20 +204,31 @@ pub fn make_pool(
     entry: &Arc<Entry>,
     user: &str,
     workers: usize,
+    sharing: &Sharing,
 ) -> SharedPool {
     let definition = entry.definition();
     let limits = limits(snapshot, &definition, user);
+    let share = sharing.join(&entry.name, user);
+    set_shared_limits(snapshot, entry, user, sharing);
     let machine = match &definition.topology_query {
         Some(_) => {
-            let mut pool = Pool::for_cluster(limits, workers);
+            let mut pool = Pool::for_cluster(limits, workers).sharing(share);
             pool.set_view(Instant::now(), &lanes(&entry.view()));
             pool
         }
-        None => Pool::new(limits, workers),
+        None => Pool::new(limits, workers).sharing(share),
     };
     let pool = SharedPool::new(Arc::clone(entry), user.into(), machine, workers);
     set_rules(snapshot, &definition, &pool);
     pool
+}
+
+/// Sets the limits that a pool shares with others.
+pub fn set_shared_limits(snapshot: &Snapshot, entry: &Entry, user: &str, sharing: &Sharing) {
+    let definition = entry.definition();
+    let overrides = snapshot.overrides(&definition, user);
+    let (of_database, of_user) = (overrides.max_db_connections(), overrides.max_user_connections());
+    sharing.set_limits((&entry.name, of_database), (user, of_user));
 }
 
 /// Tells a pool what sessions look at in passing.

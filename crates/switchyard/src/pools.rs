@@ -36,6 +36,8 @@ pub struct SharedPool {
     pub entry: Arc<Entry>,
     /// User at the server.
     pub user: String,
+    /// Clients that logged in to it.
+    pub clients: AtomicUsize,
     /// Counters, one block a worker.
     pub stats: Box<[Stats]>,
     mode: AtomicU8,
@@ -56,6 +58,8 @@ pub struct Inner {
     pub welcome: Option<Arc<Welcome>>,
     /// Keys of a client's SCRAM login, for logins to servers.
     pub keys: Option<Keys>,
+    /// Since when it has neither clients nor servers.
+    pub unused: Option<Instant>,
     /// Connections that carry cancel requests.
     cancels: usize,
 }
@@ -85,6 +89,12 @@ pub enum Order {
     Fail(Ticket, OpenFailure),
     /// Let a client finish its login.
     Welcome(Ticket),
+    /// Give up what is being opened or checked.
+    Abort(ServerId, WorkerId, &'static str),
+    /// A server of the reserve is opened for this client: the log tells.
+    Reserve(Ticket),
+    /// A limit shared with other pools is reached: one of them parts with an idle server.
+    Evict,
 }
 
 /// Orders with the pools that gave them, oldest first.
@@ -157,11 +167,12 @@ impl Stats {
 impl SharedPool {
     /// A pool with this machine.
     pub fn new(entry: Arc<Entry>, user: String, machine: Pool, workers: usize) -> Self {
-        let inner =
-            Inner { machine, parked: HashMap::default(), welcome: None, keys: None, cancels: 0 };
+        let (welcome, keys, unused, cancels) = (None, None, None, 0);
+        let inner = Inner { machine, parked: HashMap::default(), welcome, keys, unused, cancels };
         SharedPool {
             entry,
             user,
+            clients: AtomicUsize::new(0),
             stats: (0..workers).map(|_| Stats::default()).collect(),
             mode: AtomicU8::new(0),
             prepared: AtomicUsize::new(0),
@@ -266,6 +277,9 @@ impl Inner {
                 Effect::Open(id, lane, worker) => Some(Order::Open(id, lane, worker)),
                 Effect::Fail(ticket, failure) => Some(Order::Fail(ticket, failure)),
                 Effect::Welcome(ticket) => Some(Order::Welcome(ticket)),
+                Effect::Abort(id, worker, reason) => Some(Order::Abort(id, worker, reason)),
+                Effect::Reserve(ticket) => Some(Order::Reserve(ticket)),
+                Effect::Evict => Some(Order::Evict),
                 Effect::Give(id, ticket) => self.take(id).map(|s| Order::Give(s, ticket)),
                 Effect::Check(id, worker) => self.take(id).map(|s| Order::Check(s, worker)),
                 Effect::Close(id, reason) => self.take(id).map(|s| Order::Close(s, reason)),

@@ -179,6 +179,7 @@ pub fn define_entries(shared: &Arc<Shared>) {
             shared.fit_pools(&snapshot, &entry);
         }
     }
+    shared.make_standing_pools();
 }
 
 impl Shared {
@@ -216,11 +217,8 @@ impl Shared {
         for pool in entry.pools() {
             let limits = options::limits(snapshot, &definition, &pool.user);
             options::set_rules(snapshot, &definition, &pool);
+            options::set_shared_limits(snapshot, entry, &pool.user, &self.sharing);
             self.decide(&pool, |inner| inner.machine.set_limits(now, limits));
-        }
-        // The pools to all nodes exist before the first client comes.
-        if let (true, Some(user)) = (entry.is_cluster(), &definition.user) {
-            self.pool(entry, user);
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::log::{Level, Log};
 use crate::options;
 use crate::pools::{Order, SharedPool};
 use crate::services::Services;
+use crate::sharing::Sharing;
 use crate::snapshot::{Logged, Snapshot};
 use crate::statistics::Ledger;
 use crate::worker::client::Seat;
@@ -54,6 +55,8 @@ pub struct Shared {
     /// What is closed and removed at the end.
     pub remains: Remains,
     lifecycle: Mutex<Lifecycle>,
+    /// Limits that pools share.
+    pub sharing: Sharing,
     /// What is counted.
     pub ledger: Ledger,
     consoles: AtomicUsize,
@@ -84,6 +87,7 @@ impl Shared {
             registry: Registry::default(),
             lifecycle: Mutex::new(Lifecycle::default()),
             remains: Remains::default(),
+            sharing: Sharing::default(),
             ledger: Ledger::new(workers),
             consoles: AtomicUsize::new(0),
             reloading: Mutex::new(()),
@@ -199,7 +203,7 @@ impl Shared {
         for pool in self.pools() {
             let paused = self.lifecycle().is_paused(&pool.entry.name);
             self.decide(&pool, |inner| match (paused, inner.machine.is_paused()) {
-                (true, false) => inner.machine.pause(),
+                (true, false) => inner.machine.pause(now),
                 (false, true) => inner.machine.resume(now),
                 (true, true) | (false, false) => {}
             });
@@ -258,17 +262,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Servers of an entry are not used again, and what is known of them is forgotten.
+    /// Servers of an entry are not used again; what clients are welcomed with is asked for anew.
     pub fn renew(&self, entry: &Arc<Entry>, reason: &'static str) {
         let now = Instant::now();
         for pool in entry.pools() {
             self.decide(&pool, |inner| {
-                inner.welcome = None;
-                inner.machine.forget_welcome();
                 inner.machine.recycle(now, reason);
             });
         }
-        self.broadcast(|| Message::StopOpening(Arc::clone(entry)));
     }
 
     /// All workers.
@@ -378,10 +379,13 @@ impl Shared {
     /// The pool of a server user on an entry.
     pub fn pool_as(&self, entry: &Arc<Entry>, user: &str) -> Arc<SharedPool> {
         let snapshot = self.snapshot();
-        let make = || options::make_pool(&snapshot, entry, user, self.load.len());
+        let make = || options::make_pool(&snapshot, entry, user, self.load.len(), &self.sharing);
         let (pool, made) = entry.pool(user, make);
-        if made == Made::Now && lock(&self.lifecycle).is_paused(&entry.name) {
-            pool.lock().machine.pause();
+        if made == Made::Now {
+            self.sharing.add(&pool);
+            if lock(&self.lifecycle).is_paused(&entry.name) {
+                pool.lock().machine.pause(Instant::now());
+            }
         }
         pool
     }
@@ -395,17 +399,23 @@ impl Shared {
     pub fn decide(&self, pool: &Arc<SharedPool>, f: impl FnOnce(&mut crate::pools::Inner)) {
         let mut orders = Vec::new();
         pool.decide(&mut orders, f);
+        self.sharing.settle(Instant::now(), &mut orders);
         orders.into_iter().for_each(|(pool, order)| self.dispatch(pool, order));
     }
 
     /// Sends an order to the worker that has to act.
     pub fn dispatch(&self, pool: Arc<SharedPool>, order: Order) {
         let worker = match &order {
-            Order::Open(_, _, worker) | Order::Check(_, worker) => *worker,
-            Order::Give(_, ticket) | Order::Fail(ticket, _) | Order::Welcome(ticket) => {
-                ticket.worker
+            Order::Open(_, _, worker) | Order::Check(_, worker) | Order::Abort(_, worker, _) => {
+                *worker
             }
+            Order::Give(_, ticket)
+            | Order::Fail(ticket, _)
+            | Order::Welcome(ticket)
+            | Order::Reserve(ticket) => ticket.worker,
             Order::Close(server, _) => server.home,
+            // Any worker can.
+            Order::Evict => WorkerId(0),
         };
         self.send(worker, Message::Order(pool, order));
     }

@@ -1,4 +1,4 @@
-//! Changes of a cluster as a pool sees them: roles of nodes, and the loss of a server of the writer.
+//! Changes of a cluster as a pool sees them: roles of nodes, and the loss of a writer's server.
 
 use std::time::{Duration, Instant};
 

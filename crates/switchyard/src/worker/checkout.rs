@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use switchyard_config::PoolMode;
 use switchyard_core::client::untracked::{FORGET, Kept};
-use switchyard_core::ids::Ticket;
+use switchyard_core::ids::{ServerId, Ticket};
 use switchyard_core::lifecycle::Phase;
 use switchyard_core::pool::{Checkin, Checkout, Want};
 use switchyard_core::server::link::Status;
@@ -74,7 +74,7 @@ impl Worker {
                 Outcome::Gone
             }
             (Checkout::Wait, _) if self.phase == Phase::WaitForServers => {
-                pool.decide(&mut self.orders, |inner| inner.machine.leave(ticket));
+                pool.decide(&mut self.orders, |inner| inner.machine.leave(now, ticket));
                 self.refuse_wait(key);
                 Outcome::Gone
             }
@@ -293,6 +293,7 @@ impl Worker {
                     None
                 }
                 Checkin::Give(ticket) => Some(Order::Give(server, ticket)),
+                Checkin::Check => Some(Order::Check(server, worker)),
                 Checkin::Close(reason) => Some(Order::Close(server, reason)),
             });
         if let Some(order) = moved {
@@ -309,6 +310,15 @@ impl Worker {
         drop(inner);
         place.here = server;
         place.here.is_some()
+    }
+
+    /// Gives up a server that is being opened or checked; its pool has forgotten it.
+    fn abort(&mut self, pool: &Arc<SharedPool>, id: ServerId, reason: &'static str) {
+        let ours = |slot: &Slot| slot.id == id && Arc::ptr_eq(&slot.pool, pool);
+        let found = self.servers.iter().find(|(_, slot)| ours(slot)).map(|(key, _)| key);
+        if let Some(key) = found {
+            self.drop_server(key, reason);
+        }
     }
 
     /// Carries out an order of a pool, or passes it to the worker that has to.
@@ -335,6 +345,15 @@ impl Worker {
             }
             Order::Welcome(ticket) if ticket.worker == self.id => {
                 self.todo.push_back(Todo::Welcome(Key::from_bits(ticket.client)));
+            }
+            Order::Abort(id, worker, reason) if worker == self.id => self.abort(&pool, id, reason),
+            Order::Reserve(ticket) if ticket.worker == self.id => {
+                let key = Key::from_bits(ticket.client);
+                self.log_client(key, Level::Warning, "taking connection from reserve_pool");
+            }
+            Order::Evict => {
+                let shared = Arc::clone(&self.shared);
+                shared.sharing.make_room(&pool, &mut self.orders);
             }
             other => self.shared.dispatch(pool, other),
         }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use switchyard_core::client::session::Loyalty;
 use switchyard_core::client::untracked::Kept;
@@ -119,7 +120,8 @@ impl Worker {
         };
         if let (true, Some(place)) = (queued, &client.place) {
             let pool = Arc::clone(&place.pool);
-            pool.decide(&mut self.orders, |inner| inner.machine.leave(ticket));
+            let now = self.now;
+            pool.decide(&mut self.orders, |inner| inner.machine.leave(now, ticket));
         }
     }
 
@@ -146,6 +148,9 @@ impl Worker {
         client.output.say_goodbye(&mut client.stream);
         self.shared.remove_key(&client.key);
         self.shared.client_left(self.id, client.seat);
+        if let Some(home) = &client.home {
+            home.pool.clients.fetch_sub(1, Ordering::Relaxed);
+        }
         if let Some(identity) = &client.identity {
             identity.left(&self.shared);
         }

@@ -55,8 +55,6 @@ pub enum Message {
     Reloaded(Ticket, bool),
     /// Modules that a console has set are loaded, or not: the answer's tag, or Python's error.
     HooksSet(Ticket, Result<String, String>),
-    /// Give up servers of an entry that are not logged in yet.
-    StopOpening(Arc<Entry>),
     /// A SUSPEND has ended.
     WakeUp,
     /// Close the TCP listeners, or all of them.
@@ -111,7 +109,6 @@ impl Worker {
             Message::Reloaded(console, valid) => self.reloaded(console, valid),
             Message::HooksSet(console, done) => self.hooks_set(console, done),
             Message::Rehome(entry) => self.rehome_waiting(&entry),
-            Message::StopOpening(entry) => self.stop_opening(&entry),
             Message::WakeUp => self.wake_up(),
             Message::StopListening(which) => self.stop_listening(which),
             Message::RefuseWaiting => self.refuse_waiting(),

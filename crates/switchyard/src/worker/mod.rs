@@ -299,8 +299,12 @@ impl Worker {
                 Some(Todo::Grant(key, server)) => self.grant(key, server),
                 Some(Todo::Welcome(key)) => self.welcome(key),
                 Some(Todo::Accept(index)) => self.accept(index),
-                None if self.orders.is_empty() => return,
-                None => {}
+                None => {
+                    self.shared.sharing.settle(self.now, &mut self.orders);
+                    if self.orders.is_empty() {
+                        return;
+                    }
+                }
             }
         }
     }

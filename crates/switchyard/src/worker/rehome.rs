@@ -2,6 +2,7 @@
 //! changed, and clients that may not wait because the process is ending.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use switchyard_core::lifecycle::Phase;
 use switchyard_io::Key;
@@ -22,6 +23,10 @@ impl Worker {
             return;
         }
         let Some(client) = self.clients.get_mut(key) else { return };
+        if client.home.as_ref().is_some_and(|home| Arc::ptr_eq(&home.pool, &old)) {
+            old.clients.fetch_sub(1, Ordering::Relaxed);
+            new.clients.fetch_add(1, Ordering::Relaxed);
+        }
         for place in [&mut client.place, &mut client.home].into_iter().flatten() {
             if Arc::ptr_eq(&place.pool, &old) {
                 place.pool = Arc::clone(&new);
@@ -36,14 +41,14 @@ impl Worker {
             client.place.as_ref().is_some_and(|place| Arc::ptr_eq(&place.pool.entry, entry))
         };
         for key in self.waiting_clients(here) {
-            let ticket = self.ticket(key);
+            let (now, ticket) = (self.now, self.ticket(key));
             let Some(client) = self.clients.get(key) else { continue };
             let Some(pool) = client.place.as_ref().map(|place| Arc::clone(&place.pool)) else {
                 continue;
             };
             let logging_in = matches!(client.stage, Stage::AwaitingWelcome(_));
             let since = client.waiting_since;
-            pool.decide(&mut self.orders, |inner| inner.machine.leave(ticket));
+            pool.decide(&mut self.orders, |inner| inner.machine.leave(now, ticket));
             self.rehome(key);
             if logging_in {
                 self.await_welcome(key);

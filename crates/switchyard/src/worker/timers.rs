@@ -48,9 +48,7 @@ impl Worker {
         self.tick_servers();
         if self.id.0 == 0 {
             let now = self.now;
-            for pool in self.shared.pools() {
-                pool.decide(&mut self.orders, |inner| inner.machine.tick(now));
-            }
+            self.shared.keep_pools(now, &mut self.orders);
             self.shared.forget_automatic(now);
             self.shared.tick(now);
         }

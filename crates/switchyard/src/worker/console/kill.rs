@@ -9,7 +9,6 @@ use crate::entries::Entry;
 use crate::worker::Worker;
 use crate::worker::client::Stage;
 use crate::worker::close::Farewell;
-use crate::worker::server::Stage as ServerStage;
 
 impl Worker {
     /// Closes the clients and servers of an entry.
@@ -57,20 +56,5 @@ impl Worker {
         }
         self.close_client(key, "admin forced disconnect", Farewell::fatal());
         true
-    }
-
-    /// Servers of an entry that are not logged in yet are given up: it leads elsewhere now.
-    pub(in crate::worker) fn stop_opening(&mut self, entry: &Arc<Entry>) {
-        let opening = self.servers.iter().filter(|(_, slot)| {
-            let stage = slot.here.as_ref().map(|server| &server.stage);
-            let opening = matches!(
-                stage,
-                Some(ServerStage::Connecting(_) | ServerStage::Securing(_) | ServerStage::Login(_))
-            );
-            opening && Arc::ptr_eq(&slot.pool.entry, entry)
-        });
-        for key in opening.map(|(key, _)| key).collect::<Vec<_>>() {
-            self.close_server(key, "connect string changed");
-        }
     }
 }

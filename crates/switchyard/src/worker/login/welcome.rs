@@ -1,6 +1,7 @@
 //! The end of a login: its pool, the wait for a first server's parameters, and the welcome.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use switchyard_core::client::session::Session;
 use switchyard_core::client::startup::Version;
@@ -52,6 +53,7 @@ impl Worker {
         let place = Place { pool: Arc::clone(&pool), want: state.want };
         client.stage = Stage::AwaitingWelcome(state);
         client.place = Some(place.clone());
+        pool.clients.fetch_add(1, Ordering::Relaxed);
         client.home = Some(place);
         client.waiting_since = Some(self.now);
         let (now, ticket) = (self.now, self.ticket(key));
