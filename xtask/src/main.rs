@@ -3,6 +3,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod packages;
 mod switchover;
 mod test;
@@ -33,6 +34,12 @@ enum Task {
     Test,
     /// Checks conventions.
     Tidy,
+    /// Feeds every parser with made-up bytes; needs cargo-fuzz and a nightly compiler.
+    Fuzz {
+        /// Seconds of each target.
+        #[arg(default_value_t = 10)]
+        seconds: u32,
+    },
     /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
     Bench {
         /// Only these: simple, extended, prepared, workers, copy, idle, hooks, sleep,
@@ -61,6 +68,7 @@ fn main() -> ExitCode {
         Task::Demo { keep } => demo::run(&root(), keep),
         Task::Test => test::run(&root()),
         Task::Tidy => tidy::run(&root()),
+        Task::Fuzz { seconds } => fuzz::run(&root(), seconds),
         Task::Bench { scenarios, pooler, seconds, rounds } => {
             bench::run(&root(), &bench::Plan { scenarios, poolers: pooler, seconds, rounds })
         }
