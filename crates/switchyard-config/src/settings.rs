@@ -190,7 +190,7 @@ impl Settings {
 }
 
 settings! {
-    accept_new_system: bool, Some("0"), Some("0"), Run, Inert;
+    accept_new_system: bool, Some("0"), Some("0"), Run, Active;
     admin_users: Names, Some(""), Some(""), Run, Active;
     application_name_add_host: bool, Some("0"), Some("0"), Run, Active;
     auth_dbname: Option<String>, None, None, Run, Active;
@@ -225,8 +225,8 @@ settings! {
     dns_max_ttl: Duration, Some("15"), Some("15"), Run, Inert;
     dns_nxdomain_ttl: Duration, Some("15"), Some("15"), Run, Inert;
     dns_zone_check_period: Duration, Some("0"), Some("0"), Run, Inert;
-    drain_action: DrainAction, Some("abort"), Some("abort"), Run, Inert;
-    drain_timeout: Duration, Some("10"), Some("10"), Run, Inert;
+    drain_action: DrainAction, Some("abort"), Some("abort"), Run, Active;
+    drain_timeout: Duration, Some("10"), Some("10"), Run, Active;
     hook_cache_size: i64, Some("10000"), Some("10000"), Run, Active;
     hook_max_query_size: Bytes, Some("16MB"), Some("16MB"), Run, Active;
     hook_max_rss: Bytes, Some("512MB"), Some("512MB"), Run, Active;
@@ -275,18 +275,18 @@ settings! {
     prepared_statement_reprepare: bool, Some("0"), Some("0"), Run, Active;
     probe_fast: Duration, Some(".001"), Some(".001"), Run, Active;
     probe_timeout: Duration, Some(".15"), Some(".15"), Run, Active;
-    promote_command: Option<String>, None, None, Run, Inert;
-    promote_sql: bool, Some("0"), Some("0"), Run, Inert;
+    promote_command: Option<String>, None, None, Run, Active;
+    promote_sql: bool, Some("0"), Some("0"), Run, Active;
     query_timeout: Duration, Some("0"), Some("0"), Run, Active;
     query_wait_notify: i64, Some("5"), Some("5"), Run, Active;
     query_wait_timeout: Duration, Some("120"), Some("120"), Run, Active;
-    reader_max_lag: Bytes, Some("0"), Some("0"), Run, Inert;
+    reader_max_lag: Bytes, Some("0"), Some("0"), Run, Active;
     recovery_query: String,
         Some("select pg_is_in_recovery()"),
         Some("select pg_is_in_recovery()"),
         Run, Active;
-    recreate_disconnected_pools: bool, Some("1"), Some("1"), Run, Inert;
-    replay_read_only_error: bool, Some("1"), Some("1"), Run, Inert;
+    recreate_disconnected_pools: bool, Some("1"), Some("1"), Run, Active;
+    replay_read_only_error: bool, Some("1"), Some("1"), Run, Active;
     reserve_pool_size: i64, Some("0"), Some("0"), Run, Active;
     reserve_pool_timeout: Duration, Some("5"), Some("5"), Run, Active;
     resolv_conf: String, Some(""), Some(""), Start, Inert;
@@ -330,9 +330,9 @@ settings! {
     stats_period: i64, Some("60"), Some("60"), Run, Active;
     stats_users: Names, Some(""), Some(""), Run, Active;
     suspend_timeout: Duration, Some("10"), Some("10"), Run, Active;
-    switchover_hold: bool, Some("1"), Some("1"), Run, Inert;
-    switchover_record_dir: Option<String>, None, None, Run, Inert;
-    switchover_state_file: Option<String>, None, None, Run, Inert;
+    switchover_hold: bool, Some("1"), Some("1"), Run, Active;
+    switchover_record_dir: Option<String>, None, None, Run, Active;
+    switchover_state_file: Option<String>, None, None, Run, Active;
     syslog: bool, Some("0"), Some("0"), Run, Inert;
     syslog_facility: String, Some("daemon"), Some("daemon"), Run, Inert;
     syslog_ident: String, Some("pgbouncer"), Some("pgbouncer"), Run, Inert;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
 use switchyard_core::pool::{
     Checkin, Checkout, Effect, Failing, LaneRole, Limits, Minimum, OpenFailure, OpenFailureKind,
-    Order, Pool, Reserve, Retry, Standby, Want,
+    Order, Pool, Reopen, Reserve, Retry, Standby, Want,
 };
 
 const WORKERS: u16 = 2;
@@ -212,6 +212,7 @@ fn limits(size: usize, failing: Failing) -> Limits {
         order: Order::Lifo,
         failing,
         standby: Standby::Auto,
+        reopen: Reopen::Always,
         fairness: Duration::from_millis(1),
     }
 }

@@ -1,6 +1,7 @@
 //! Any chunking of a client's stream gives the same bytes to its server and to itself.
 
 use proptest::prelude::*;
+use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::{
     Flow, Hooking, Loyalty, Misuse, Reprepare, Rules, Session, Simple, Stop, Tracking, Untracked,
 };
@@ -73,6 +74,7 @@ fn messages() -> impl Strategy<Value = Vec<Sent>> {
 fn run(stream: &[u8], cuts: &[usize], tracking: Tracking) -> (Vec<u8>, Vec<u8>, Option<Stop>) {
     let (tracked, registry) = (Tracked::new(&[]), Registry::default());
     let rules = Rules {
+        keeping: Keeping::Off,
         tracking,
         hooking: Hooking::Off,
         detour: switchyard_core::client::session::Detour::Stays,

@@ -76,6 +76,7 @@ fn groups(pool: usize) -> [usize; 2] {
 
 fn limits(size: usize) -> Limits {
     Limits {
+        reopen: switchyard_core::pool::Reopen::Always,
         size,
         reserve: Reserve { size: 0, after: Duration::ZERO },
         minimum: Minimum::Attended(0),

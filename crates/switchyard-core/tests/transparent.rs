@@ -241,6 +241,7 @@ impl World {
         self.input.extend_from_slice(bytes);
         let rules = Rules {
             detour: switchyard_core::client::session::Detour::Stays,
+            keeping: switchyard_core::client::replay::Keeping::Off,
             tracking: Tracking::On(self.limit),
             hooking: Hooking::Off,
             loyalty: Loyalty::Leaves,

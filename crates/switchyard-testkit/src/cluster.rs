@@ -88,6 +88,11 @@ impl Cluster {
         self.promote(old)
     }
 
+    /// Promotes a standby after the writer was stopped.
+    pub fn fail_over_after_stop(&mut self) -> io::Result<Change> {
+        self.promote(self.writer)
+    }
+
     /// Promotes the standby that has received most, after the stream of the old writer has ended.
     fn promote(&mut self, old: usize) -> io::Result<Change> {
         let gone = Instant::now();

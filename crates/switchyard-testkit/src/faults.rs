@@ -89,6 +89,20 @@ impl Cluster {
         Ok(change)
     }
 
+    /// The node with this port was promoted by others: the rest follows it, but for the old writer,
+    /// which is stopped.
+    pub fn follow(&mut self, port: u16) -> io::Result<()> {
+        let old = self.writer;
+        let Some(new) = self.nodes.iter().position(|node| node.port == port) else {
+            return Err(io::Error::other("no such node"));
+        };
+        self.writer = new;
+        for index in (0..self.nodes.len()).filter(|index| *index != old && *index != new) {
+            self.nodes[index].follow(self.writer())?;
+        }
+        self.nodes[old].stop("immediate")
+    }
+
     /// Starts the node with this port, which has ended, as the writer that it was.
     pub fn revive(&self, port: u16) -> io::Result<()> {
         let node = self.nodes.iter().find(|node| node.port == port);

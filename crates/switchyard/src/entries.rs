@@ -9,6 +9,7 @@ use switchyard_auth::secret::Secret;
 use switchyard_config::Database;
 use switchyard_core::switchover::view::View;
 
+use crate::meters::Meters;
 use crate::pools::SharedPool;
 use crate::shared::Full;
 use crate::statistics::{self, Values};
@@ -20,6 +21,8 @@ pub struct Entry {
     pub name: String,
     /// Clients, from the moment their database is known.
     pub clients: AtomicUsize,
+    /// What holds cost its clients.
+    pub meters: Meters,
     definition: Mutex<Arc<Database>>,
     origin: AtomicU8,
     idle_since: Mutex<Option<Instant>>,
@@ -55,6 +58,7 @@ impl Entry {
         Entry {
             name,
             clients: AtomicUsize::new(0),
+            meters: Meters::default(),
             definition: Mutex::new(Arc::new(definition)),
             origin: AtomicU8::new(u8::from(origin == Origin::Automatic)),
             idle_since: Mutex::default(),

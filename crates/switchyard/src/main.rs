@@ -9,7 +9,7 @@ use switchyard::access::Access;
 use switchyard::arguments::{Arguments, Task};
 use switchyard::log::{Level, Log, Stderr};
 use switchyard::reload::{self, Occasion};
-use switchyard::services::Services;
+use switchyard::services::{House, Services};
 use switchyard::shared::Shared;
 use switchyard::tls::Setup;
 use switchyard::worker::console::program;
@@ -17,7 +17,6 @@ use switchyard::worker::{Message, Seat, Worker};
 use switchyard::{check, listen, options, process, signals};
 use switchyard_config::Config;
 use switchyard_core::ids::WorkerId;
-use switchyard_core::switchover::view::View;
 
 /// Libraries of `--version` and the line that tells that we are up.
 const LIBRARIES: [&str; 3] = ["libevent none (epoll)", "adns: getaddrinfo", "tls: rustls"];
@@ -98,9 +97,8 @@ fn start(path: &Path, arguments: &Arguments, log: &Arc<Log>) -> Result<Never, St
     let seats = seats.map_err(|error| format!("cannot make a poll: {error}"))?;
     let (seats, handles): (Vec<_>, Vec<_>) = seats.into_iter().unzip();
     shared.attach(handles);
-    let publisher = Arc::clone(&shared);
-    let publish = move |database: &str, view: &View| publisher.publish(database, view);
-    let services = Services::start(Box::new(publish), Arc::clone(log))
+    let house: Arc<dyn House> = Arc::<Shared>::clone(&shared);
+    let services = Services::start(house, Arc::clone(log))
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     shared.serve(services);
     let settings = shared.snapshot().config.settings.clone();

@@ -5,27 +5,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
-use switchyard_config::value::{Fencing as ConfigFencing, LostTransaction, Value as _};
+use switchyard_config::value::{LostTransaction, Value as _};
 use switchyard_config::{AuthType, Config, Database, PoolMode};
+use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::Loyalty;
-use switchyard_core::ids::LaneId;
 use switchyard_core::params::Tracked;
 use switchyard_core::pool::{
-    Failing, LaneRole, Limits, Minimum, OpenFailure, OpenFailureKind, Order, Pool, Reserve, Retry,
+    Failing, Limits, Minimum, OpenFailure, OpenFailureKind, Order, Pool, Reopen, Reserve, Retry,
     Standby,
 };
 use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError};
-use switchyard_core::switchover::options::{Fencing, Options, Timings};
-use switchyard_core::switchover::topology::Endpoint;
-use switchyard_core::switchover::view::{NodeView, Role, View};
 use switchyard_io::SocketOptions;
 
 use crate::access::Access;
+use crate::cluster_settings::{lanes, wish};
 use crate::entries::Entry;
 use crate::log::Level;
 use crate::pools::SharedPool;
-use crate::services::ClusterOptions;
-use crate::services::probe::ProbeLogin;
 use crate::sharing::Sharing;
 use crate::snapshot::{AuthMethod, LogRules, Snapshot};
 use crate::tls::Setup;
@@ -35,8 +31,6 @@ const CLUSTER_RETRY: Duration = Duration::from_millis(10);
 /// First and longest pause after failed logins, with server_login_backoff.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
-/// Shortest interval and deadline of probes.
-const SHORTEST: Duration = Duration::from_millis(1);
 /// How much longer a waiter of another worker must have waited to come first.
 const FAIRNESS: Duration = Duration::from_millis(1);
 
@@ -102,12 +96,22 @@ pub fn limits(snapshot: &Snapshot, definition: &Database, user: &str) -> Limits 
             (false, false) => Retry::Fixed(settings.server_login_retry),
         },
         order: if settings.server_round_robin { Order::RoundRobin } else { Order::Lifo },
-        failing: if cluster || settings.server_login_backoff {
+        failing: if (cluster && wish(definition, "switchover_hold", settings.switchover_hold))
+            || settings.server_login_backoff
+        {
             Failing::Wait
         } else {
             Failing::Refuse
         },
         standby: if cluster { standby(snapshot, definition) } else { Standby::Fixed(0) },
+        reopen: match wish(
+            definition,
+            "recreate_disconnected_pools",
+            settings.recreate_disconnected_pools,
+        ) {
+            true => Reopen::Always,
+            false => Reopen::OnRequest,
+        },
         fairness: FAIRNESS,
     }
 }
@@ -131,71 +135,6 @@ fn standby(snapshot: &Snapshot, definition: &Database) -> Standby {
         Ok(count) => Standby::Fixed(count),
         Err(_) => Standby::Auto,
     }
-}
-
-/// The lanes of a published cluster.
-pub fn lanes(view: &View) -> Vec<(LaneId, LaneRole)> {
-    let role = |node: &NodeView| match node.role {
-        Role::Writer => LaneRole::Writer,
-        Role::Reader => LaneRole::Reader,
-        Role::Unknown => LaneRole::Down,
-    };
-    view.nodes.iter().map(|node| (LaneId(node.id.0), role(node))).collect()
-}
-
-/// The clusters among the entries.
-pub fn clusters(snapshot: &Snapshot) -> Vec<ClusterOptions> {
-    let settings = &snapshot.config.settings;
-    let databases = snapshot.config.databases.iter();
-    let cluster = |(name, definition): (&String, &Database)| {
-        let query = definition.topology_query.clone()?;
-        let time = |key: &str, default: Duration| {
-            definition.other(key).and_then(Duration::parse).unwrap_or(default)
-        };
-        let fencing = definition.other("writer_fencing").and_then(ConfigFencing::parse);
-        let probe_timeout = definition.other("probe_timeout").and_then(Duration::parse);
-        let timings = Timings {
-            polling_frequency: time("polling_frequency", settings.polling_frequency).max(SHORTEST),
-            probe_fast: time("probe_fast", settings.probe_fast),
-            probe_timeout: probe_timeout.unwrap_or(settings.probe_timeout).max(SHORTEST),
-            server_failed_delay: time("server_failed_delay", settings.server_failed_delay),
-            topology_refresh: time("topology_refresh", settings.topology_refresh),
-            topology_removal_delay: time("topology_removal_delay", settings.topology_removal_delay),
-            ..Timings::default()
-        };
-        let socket_dir = std::slice::from_ref(&settings.unix_socket_dir);
-        let hosts = if definition.hosts.is_empty() { socket_dir } else { &definition.hosts[..] };
-        let endpoint = |host: &String| Endpoint { host: host.clone(), port: definition.port };
-        let user = definition.other("probe_user").or(definition.user.as_deref())?.to_owned();
-        let password = definition.other("probe_password").or(definition.password.as_deref());
-        let secret = match password {
-            Some(password) => Some(Secret::parse(password.as_bytes())),
-            None => snapshot.access.users.secret(&user),
-        };
-        let recovery = definition.other("recovery_query").unwrap_or(&settings.recovery_query);
-        Some(ClusterOptions {
-            machine: Options {
-                database: name.clone(),
-                hosts: hosts.iter().map(endpoint).collect(),
-                port: definition.port,
-                topology_query: query,
-                fencing: match fencing.unwrap_or(settings.writer_fencing) {
-                    ConfigFencing::Strict => Fencing::Strict,
-                    ConfigFencing::Timeline => Fencing::Timeline,
-                    ConfigFencing::Off => Fencing::Off,
-                },
-                timings,
-            },
-            login: ProbeLogin {
-                user,
-                secret,
-                database: definition.other("probe_dbname").unwrap_or(&definition.dbname).into(),
-                tls: snapshot.tls.servers.clone(),
-                recovery_query: recovery.into(),
-            },
-        })
-    };
-    databases.filter_map(cluster).collect()
 }
 
 /// A pool for a user on an entry.
@@ -237,10 +176,14 @@ pub fn set_rules(snapshot: &Snapshot, definition: &Database, pool: &SharedPool) 
     let mode = snapshot.pool_mode(definition, &pool.user);
     pool.set_rules(mode, usize::try_from(prepared).unwrap_or(0));
     let own = definition.other("lost_transaction").and_then(LostTransaction::parse);
-    let wish = own.or(snapshot.config.settings.lost_transaction);
+    let lost = own.or(snapshot.config.settings.lost_transaction);
     let stays = definition.topology_query.is_some()
         && mode != PoolMode::Session
-        && wish != Some(LostTransaction::Disconnect);
+        && lost != Some(LostTransaction::Disconnect);
+    let replay =
+        wish(definition, "replay_read_only_error", snapshot.config.settings.replay_read_only_error);
+    let keeps = definition.topology_query.is_some() && mode != PoolMode::Session && replay;
+    pool.set_keeping(if keeps { Keeping::On } else { Keeping::Off });
     pool.set_loyalty(if stays { Loyalty::Stays } else { Loyalty::Leaves });
 }
 

@@ -11,10 +11,12 @@ use std::time::Instant;
 use foldhash::fast::RandomState;
 use switchyard_auth::scram::Keys;
 use switchyard_config::PoolMode;
+use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::Loyalty;
 use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
 use switchyard_core::params::Params;
 use switchyard_core::pool::{Effect, OpenFailure, Pool};
+use switchyard_core::switchover::view::Gate;
 
 use crate::entries::Entry;
 use crate::statistics::{self, Values};
@@ -44,6 +46,8 @@ pub struct SharedPool {
     prepared: AtomicUsize,
     stays: AtomicBool,
     reviewed: AtomicBool,
+    held: AtomicBool,
+    keeps: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -178,6 +182,8 @@ impl SharedPool {
             prepared: AtomicUsize::new(0),
             stays: AtomicBool::new(false),
             reviewed: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            keeps: AtomicBool::new(false),
             inner: Mutex::new(inner),
         }
     }
@@ -213,6 +219,28 @@ impl SharedPool {
     #[inline]
     pub fn loyalty(&self) -> Loyalty {
         if self.stays.load(Ordering::Relaxed) { Loyalty::Stays } else { Loyalty::Leaves }
+    }
+
+    /// Sets whether first statements are kept for another server.
+    pub fn set_keeping(&self, keeping: Keeping) {
+        self.keeps.store(keeping == Keeping::On, Ordering::Relaxed);
+    }
+
+    /// Whether first statements are kept for another server.
+    #[inline]
+    pub fn keeping(&self) -> Keeping {
+        if self.keeps.load(Ordering::Relaxed) { Keeping::On } else { Keeping::Off }
+    }
+
+    /// An operator holds clients, or does so no more.
+    pub fn set_gate(&self, gate: Gate) {
+        self.held.store(gate == Gate::Held, Ordering::Relaxed);
+    }
+
+    /// Whether an operator holds clients.
+    #[inline]
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// When a server goes back.

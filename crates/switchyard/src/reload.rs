@@ -8,6 +8,7 @@ use std::time::Instant;
 use switchyard_config::{Config, Database, Severity, load};
 
 use crate::access::Access;
+use crate::cluster_settings;
 use crate::entries::{Entry, Origin};
 use crate::log::{Level, Log};
 use crate::options;
@@ -39,6 +40,7 @@ pub fn read_config(path: &Path, log: &Log, occasion: Occasion) -> Option<Config>
     }
     let mut config = loaded.config?;
     config.settings.verbose.get_or_insert(log.base().into());
+    cluster_settings::complete(&mut config, log);
     Some(config)
 }
 
@@ -169,7 +171,7 @@ pub fn define_entries(shared: &Arc<Shared>) {
     }
     shared.remake_automatic();
     if let Some(services) = shared.services() {
-        services.set_clusters(options::clusters(&snapshot));
+        services.set_clusters(cluster_settings::clusters(&snapshot));
     }
     for entry in shared.entries() {
         let declared = snapshot.config.databases.contains_key(&entry.name);

@@ -15,8 +15,6 @@ use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::lifecycle::{Lifecycle, Phase};
 use switchyard_core::pool::Want;
 use switchyard_core::prepared::Registry;
-use switchyard_core::switchover::probe::SignalKind;
-use switchyard_core::switchover::view::{NodeId, View};
 
 use crate::ending::Remains;
 use crate::entries::{Entry, Made};
@@ -152,39 +150,6 @@ impl Shared {
     /// Those who watch clusters.
     pub fn services(&self) -> Option<&Services> {
         self.services.get()
-    }
-
-    /// A cluster was published: its pools and then the workers act on it.
-    ///
-    /// Answers how many clients had waited, if there is a writer again.
-    pub fn publish(&self, database: &str, view: &View) -> Option<usize> {
-        let entry = self.known_entry(database)?;
-        let found = entry.view().writer.is_none() && view.writer.is_some();
-        let mut waiting = 0;
-        let (now, lanes) = (Instant::now(), options::lanes(view));
-        entry.set_view(view.clone());
-        for pool in entry.pools() {
-            self.decide(&pool, |inner| {
-                waiting += inner.machine.counts(now, None).waiting;
-                inner.machine.set_view(now, &lanes);
-            });
-        }
-        self.broadcast(|| Message::View(Arc::clone(&entry)));
-        found.then_some(waiting)
-    }
-
-    /// Something went wrong with a node that a pool uses.
-    pub fn suspect(&self, pool: &SharedPool, lane: LaneId, kind: SignalKind) {
-        if let Some(services) = self.services.get().filter(|_| pool.entry.is_cluster()) {
-            // A session that is read-only by its own will gives the same sign as a standby.
-            if kind != SignalKind::ReadOnly {
-                let now = Instant::now();
-                for pool in pool.entry.pools() {
-                    self.decide(&pool, |inner| inner.machine.suspect(now, lane));
-                }
-            }
-            services.signal(&pool.entry.name, Some(NodeId(lane.0)), kind);
-        }
     }
 
     /// What operators have stopped.

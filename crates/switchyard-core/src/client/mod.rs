@@ -3,6 +3,7 @@
 pub mod login;
 pub mod lost;
 pub mod pipeline;
+pub mod replay;
 pub mod routes;
 pub mod session;
 pub mod startup;

@@ -15,6 +15,7 @@ use switchyard_wire::{build, frame, read};
 
 use crate::client::lost::{Lost, Owed};
 use crate::client::pipeline::Predicted;
+use crate::client::replay::{Answers, Fresh, Keeping, Refused, Replay};
 use crate::client::routes::StatementRoutes;
 use crate::client::untracked::{self, Kept};
 use crate::params::{self, Params, Tracked};
@@ -54,6 +55,7 @@ pub struct Session {
     lost: Lost,
     kept: Kept,
     routes: StatementRoutes,
+    replay: Replay,
 }
 
 /// Whether a server's client is in a group of which a message was refused.
@@ -84,6 +86,7 @@ impl Session {
             lost: Lost::default(),
             kept: Kept::Nothing,
             routes: StatementRoutes::default(),
+            replay: Replay::default(),
         }
     }
 
@@ -111,13 +114,23 @@ impl Session {
                 }
             };
             let m = Message { head, at, input };
+            let fresh = match link.as_deref() {
+                Some(link) if rules.keeping == Keeping::On => Some(link.is_fresh()),
+                _ => None,
+            };
             let step = match link.as_deref_mut() {
                 Some(link) => self.linked(link, m, flow, rules),
                 None if self.lost.is_playing() => self.play(m, flow),
                 None => self.unlinked(m, flow, rules),
             };
             match step {
-                Ok(used) => at += used,
+                Ok(used) => {
+                    if let Some(fresh) = fresh {
+                        let fresh = if fresh { Fresh::Yes } else { Fresh::No };
+                        self.replay.message(fresh, m.head, &input[at..at + used]);
+                    }
+                    at += used;
+                }
                 Err(stop) => return (at, stop),
             }
         }
@@ -127,6 +140,7 @@ impl Session {
         let take = self.partial.left.min(rest.len());
         if self.partial.to == Destination::Server {
             flow.server.forward(input, at..at + take);
+            self.replay.more(&input[at..at + take]);
         }
         self.partial.left -= take;
         take
@@ -332,6 +346,25 @@ impl Session {
         sql
     }
 
+    /// Whether answers are to be shown to [`Session::answers`] before they go to the client.
+    #[inline]
+    pub fn withholds(&self) -> bool {
+        self.replay.is_group()
+    }
+
+    /// A server's answers are about to go to the client.
+    pub fn answers(&mut self, bytes: &[u8]) -> Answers {
+        self.replay.answers(bytes)
+    }
+
+    /// A statement that was refused is sent again: its names are unknown until then.
+    pub fn forget(&mut self, refused: &Refused) {
+        for name in &refused.names {
+            self.statements.remove(name);
+        }
+        self.replay = Replay::Again;
+    }
+
     /// What has to happen to the server for untracked parameters that this client has set.
     #[inline]
     pub fn kept(&self) -> Kept {
@@ -346,6 +379,7 @@ impl Session {
     /// Everything sent was answered: the server's word counts again.
     pub fn settled(&mut self) {
         self.lost.settled();
+        self.replay.settled();
         self.predicted = Predicted::AsReported;
     }
 
@@ -381,6 +415,10 @@ impl Session {
     /// half-sent message goes nowhere.
     pub fn lose(&mut self, owed: Owed, out: &mut Vec<u8>) {
         self.partial.to = Destination::Nowhere;
+        let unseen = std::mem::take(&mut self.replay);
+        for name in unseen.names() {
+            self.statements.remove(name);
+        }
         let predicted = std::mem::take(&mut self.predicted);
         self.lost.lose(owed, predicted, out);
     }

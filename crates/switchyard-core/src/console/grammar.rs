@@ -1,5 +1,7 @@
 //! One command a query: `WORD [WORD]` or `SET WORD = VALUE`.
 
+use crate::switchover::planned as cluster;
+
 /// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -29,6 +31,8 @@ pub enum Command {
     Suspend,
     /// WAIT_CLOSE.
     WaitClose(Option<String>),
+    /// PROBE, HOLD, RELEASE, SWITCHOVER, SWITCHOVER_ABORT of a cluster.
+    Cluster(String, cluster::Command),
     /// SHUTDOWN.
     Shutdown(Shutdown),
 }
@@ -148,6 +152,9 @@ pub fn parse(query: &str) -> Result<Command, String> {
     let invalid = || format!("invalid command '{query}', use SHOW HELP;");
     let text = skip_blanks(query);
     let Some((verb, rest)) = word(text) else { return Err(invalid()) };
+    if let Some(command) = two_words(&verb.text, rest) {
+        return command;
+    }
     let gap = skip_blanks(rest);
     let (argument, rest) = match word(gap) {
         Some((argument, rest)) => (Some(argument), rest),
@@ -169,6 +176,29 @@ pub fn parse(query: &str) -> Result<Command, String> {
     set.then(|| set_command(setting)).ok_or_else(invalid)
 }
 
+/// SWITCHOVER, which may name a node as well, and SWITCHOVER_ABORT, whose word is longer than any
+/// of PgBouncer's.
+fn two_words(verb: &str, rest: &str) -> Option<Result<Command, String>> {
+    let verb = verb.to_ascii_lowercase();
+    let (database, rest) = word(skip_blanks(rest))?;
+    let (node, rest) = match word(skip_blanks(rest)) {
+        Some((node, rest)) => (Some(node), rest),
+        None => (None, rest),
+    };
+    let command = match (verb.as_str(), &node) {
+        ("switchover", _) => cluster::Command::Switchover(node.as_ref().map(|n| n.text.clone())),
+        ("switchover_abort", None) => cluster::Command::Abort,
+        _ => return None,
+    };
+    if !is_end(rest) {
+        return None;
+    }
+    if database.len >= ARGUMENT_MAX || node.is_some_and(|node| node.len >= ARGUMENT_MAX) {
+        return Some(Err("bad arguments".into()));
+    }
+    Some(Ok(Command::Cluster(database.text, command)))
+}
+
 fn command(word: &str, argument: Option<String>) -> Option<Command> {
     Some(match (word, argument) {
         ("show" | "select", Some(object)) => Command::Show(show(&object.to_ascii_lowercase())?),
@@ -182,6 +212,9 @@ fn command(word: &str, argument: Option<String>) -> Option<Command> {
         ("kill", database) => Command::Kill(database),
         ("kill_client", client) => Command::KillClient(client.unwrap_or_default()),
         ("wait_close", database) => Command::WaitClose(database),
+        ("probe", Some(database)) => Command::Cluster(database, cluster::Command::Probe),
+        ("hold", Some(database)) => Command::Cluster(database, cluster::Command::Hold),
+        ("release", Some(database)) => Command::Cluster(database, cluster::Command::Release),
         ("shutdown", None) => Command::Shutdown(Shutdown::Now),
         ("shutdown", Some(mode)) => match mode.to_ascii_lowercase().as_str() {
             "wait_for_clients" => Command::Shutdown(Shutdown::WaitForClients),

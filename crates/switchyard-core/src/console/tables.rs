@@ -420,6 +420,11 @@ pub const HELP: &str = "
 \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS
 \tWAIT_CLOSE [<db>]
 \tSHOW CLUSTERS|NODES|SWITCHOVERS|HOOKS
+\tPROBE <db>
+\tHOLD <db>
+\tRELEASE <db>
+\tSWITCHOVER <db> [<node>]
+\tSWITCHOVER_ABORT <db>
 ";
 
 #[cfg(test)]

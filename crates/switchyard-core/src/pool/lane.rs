@@ -13,10 +13,29 @@ pub enum LaneRole {
     Writer,
     /// The writer, but something went wrong there: it gets nothing new until a probe has asked.
     Suspect,
+    /// The writer, which gets nothing new because an operator holds clients.
+    Held,
     /// A healthy standby.
     Reader,
+    /// A standby that is too far behind to be used as a reader.
+    Behind,
     /// Not to be used.
     Down,
+}
+
+impl LaneRole {
+    /// Whether the node is the writer, usable or not.
+    pub(super) fn writes(self) -> bool {
+        match self {
+            LaneRole::Writer | LaneRole::Suspect | LaneRole::Held => true,
+            LaneRole::Reader | LaneRole::Behind | LaneRole::Down => false,
+        }
+    }
+
+    /// Whether the node is a standby that answers.
+    pub(super) fn stands_by(self) -> bool {
+        matches!(self, LaneRole::Reader | LaneRole::Behind)
+    }
 }
 
 /// What a client needs.

@@ -34,9 +34,10 @@ pub use lane::{LaneRole, Want};
 use queue::Queues;
 use shares::Share;
 use slots::{Freshness, Slot, State};
+use standby::NO_WRITER;
 pub use terms::{
     Checkin, Checkout, Counts, Effect, Failing, Limits, Minimum, OpenFailure, OpenFailureKind,
-    Order, Reserve, Retry, Standby,
+    Order, Reopen, Reserve, Retry, Standby,
 };
 
 /// What is known of the parameters that clients are welcomed with.
@@ -306,6 +307,9 @@ impl Pool {
         if self.limits.failing == Failing::Wait {
             return None;
         }
+        if self.has_no_writer() && want == Want::Writer {
+            return Some(NO_WRITER.into());
+        }
         let lane = self.lanes.iter().find(|lane| self.lanes.accept(want, lane.id))?;
         let reason = lane.failed.as_ref()?.reason.clone();
         let (id, tally, barred) = (lane.id, lane.tally, lane.is_barred(now));
@@ -340,7 +344,7 @@ impl Lanes for Vec<Lane> {
             Want::Reader => lane.role == LaneRole::Writer,
             Want::ReaderOnly => lane.role == LaneRole::Reader,
             Want::Any => matches!(lane.role, LaneRole::Writer | LaneRole::Reader),
-            Want::Node(node) => lane.id == node,
+            Want::Node(node) => lane.id == node && lane.role != LaneRole::Held,
         }
     }
 }

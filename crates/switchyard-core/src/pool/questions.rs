@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::ids::{LaneId, ServerId};
-use crate::pool::lane::{LaneRole, Tally};
+use crate::pool::lane::Tally;
 use crate::pool::shares::Share;
 use crate::pool::slots::{Freshness, Slot, State};
 use crate::pool::terms::Counts;
@@ -75,9 +75,7 @@ impl Pool {
 
     /// Whether a lane leads to the writer.
     pub fn is_writer(&self, lane: LaneId) -> bool {
-        self.lanes.iter().any(|known| {
-            known.id == lane && matches!(known.role, LaneRole::Writer | LaneRole::Suspect)
-        })
+        self.lanes.iter().any(|known| known.id == lane && known.role.writes())
     }
 
     /// When a server was logged in, and when it was last used.

@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::ids::{LaneId, WorkerId};
-use crate::pool::lane::LaneRole;
-use crate::pool::{Pool, Standby};
+use crate::pool::{Effect, Failing, OpenFailure, OpenFailureKind, Pool, Reopen, Standby, Want};
 
 impl Pool {
     pub(super) fn standby_target(&self, now: Instant) -> usize {
@@ -19,7 +18,7 @@ impl Pool {
 
     /// Opens connections to standbys beforehand, so that a promotion finds them ready.
     pub(super) fn keep_standbys(&mut self, now: Instant) {
-        let writer = self.lanes.iter().find(|lane| lane.role == LaneRole::Writer).map(|l| l.id);
+        let writer = self.lanes.iter().find(|lane| lane.role.writes()).map(|l| l.id);
         if let Some(writer) = writer {
             let tally = self.tally(writer);
             let busy = tally.busy + tally.prospects();
@@ -30,11 +29,16 @@ impl Pool {
         if self.gate.is_paused() || self.lanes.len() < 2 {
             return;
         }
+        let lost_all = self.slots.is_empty() && self.queues.is_empty();
+        if lost_all && self.limits.reopen == Reopen::OnRequest {
+            // The next client opens connections again.
+            return;
+        }
         let target = self.standby_target(now);
         let standbys: Vec<LaneId> = self
             .lanes
             .iter()
-            .filter(|lane| lane.role == LaneRole::Reader)
+            .filter(|lane| lane.role.stands_by())
             .filter(|lane| !lane.is_barred(now))
             .map(|lane| lane.id)
             .collect();
@@ -51,5 +55,29 @@ impl Pool {
     }
 }
 
+/// The loss of nodes.
+impl Pool {
+    /// Whether the cluster has lost its writer.
+    pub(super) fn has_no_writer(&self) -> bool {
+        self.lanes.len() > 1 && !self.lanes.iter().any(|lane| lane.role.writes())
+    }
+
+    /// Clients are not held (`switchover_hold = 0`): those who wait for the writer are told.
+    pub(super) fn refuse_waiters(&mut self) {
+        if self.limits.failing == Failing::Wait || !self.has_no_writer() {
+            return;
+        }
+        let told = self.queues.take_all(|want| want == Want::Writer);
+        let failure = OpenFailure {
+            text: NO_WRITER.into(),
+            sqlstate: "08P01".into(),
+            kind: OpenFailureKind::Connect,
+        };
+        self.effects.extend(told.into_iter().map(|t| Effect::Fail(t, failure.clone())));
+    }
+}
+
+/// What clients are told that are not held.
+pub(super) const NO_WRITER: &str = "no writer";
 /// Span over which the peak use of the writer is remembered.
 const PEAK_SPAN: Duration = Duration::from_secs(60);

@@ -27,6 +27,8 @@ pub struct Limits {
     pub failing: Failing,
     /// Logged-in connections kept ready on each standby of a cluster.
     pub standby: Standby,
+    /// Whether connections are opened again after all were lost.
+    pub reopen: Reopen,
     /// How much longer a waiter of another worker must have waited to come first.
     pub fairness: Duration,
 }
@@ -96,6 +98,15 @@ pub enum Failing {
     Refuse,
     /// It waits; clusters do so.
     Wait,
+}
+
+/// What happens after all connections to a cluster were lost (`recreate_disconnected_pools`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reopen {
+    /// They are opened again.
+    Always,
+    /// They are when a client needs one.
+    OnRequest,
 }
 
 /// Connections kept ready on standbys.

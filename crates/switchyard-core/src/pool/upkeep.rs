@@ -54,7 +54,7 @@ impl Pool {
 
     /// Servers of a lane that idleness does not close.
     fn kept(&self, now: Instant, lane: &Lane) -> usize {
-        let standby = if lane.role == LaneRole::Reader { self.standby_target(now) } else { 0 };
+        let standby = if lane.role.stands_by() { self.standby_target(now) } else { 0 };
         let minimum = if lane.role == LaneRole::Writer { self.limits.minimum.count() } else { 0 };
         standby.max(minimum)
     }

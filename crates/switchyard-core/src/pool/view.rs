@@ -20,8 +20,7 @@ impl Pool {
                     self.lanes.push(lane);
                 }
                 Some(lane) => {
-                    let wrote = matches!(lane.role, LaneRole::Writer | LaneRole::Suspect);
-                    let lost = wrote && role != LaneRole::Writer;
+                    let lost = lane.role.writes() && !role.writes();
                     lane.role = role;
                     lane.failed = None;
                     if lost {
@@ -37,6 +36,7 @@ impl Pool {
                 lane.role = LaneRole::Down;
             }
         }
+        self.refuse_waiters();
         self.serve_waiters(now);
         self.keep_standbys(now);
     }

@@ -395,6 +395,20 @@ impl Link {
         self.talk == Talk::Answered && self.status == Status::Idle && !self.outstanding.is_empty()
     }
 
+    /// Whether the client's next message begins a transaction: nothing is owed but the pooler's own
+    /// settings.
+    #[inline]
+    pub fn is_fresh(&self) -> bool {
+        let hidden =
+            |request: &Request| matches!(request, Request::Hidden(HiddenQuery::Parameters));
+        self.status == Status::Idle
+            && self.partial.left == 0
+            && self.copy == Copy::Off
+            && self.group == Group::Ended
+            && self.certainty == Certainty::Sure
+            && self.outstanding.iter().all(hidden)
+    }
+
     /// Status of the last ReadyForQuery.
     #[inline]
     pub fn status(&self) -> Status {

@@ -6,20 +6,24 @@
 //!                        └──── lost ─────────┴──► Searching ──elected──► Stable
 //! ```
 //!
+//! Here its inputs and outputs; `judge` decides who writes, `planned` are operators' holds and
+//! switchovers, `discovery` the list of nodes, `publish` what others are told.
 //! Not here: pools, clients, sockets. Invariants: epochs only grow; one writer at most is
 //! published per epoch; an answer to a question that is no longer open changes nothing.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::discovery::Discovery;
-use super::election::{Memory, Oddity, Refusal, Verdict, challenger, elect};
-use super::node::{FAILURES_UNTIL_DOWN, Listing, Node, Pace, Standing};
+use super::discovery::{Discovery, Patience};
+use super::election::{Memory, differ};
+use super::node::{Listing, Node, Pace};
 use super::options::Options;
-use super::probe::{Answer, ProbeId, Question, SignalKind, TopologyId, Via};
-use super::snapshot::{CHANGES_MAX, Change, ClusterSnapshot, NodeSnapshot};
-use super::topology::{Endpoint, Listed};
-use super::view::{NodeId, NodeState, NodeView, Role, View};
+use super::planned::{CommandId, Operation, PromotionId};
+use super::probe::{Answer, Facts, ProbeId, Question, SignalKind, TopologyId, Via};
+use super::record::Records;
+use super::snapshot::Change;
+use super::topology::{Endpoint, Hint, Listed};
+use super::view::{NodeId, View};
 
 /// How a line is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,29 +65,97 @@ pub enum Effect {
     Forget(NodeId),
     /// Pools have to act on this.
     Publish(View),
+    /// Count the transactions that run on the writer; answered by `handle_running`.
+    Count(u64),
+    /// Close the servers that are linked to clients of this node.
+    Kill(NodeId),
+    /// Promote a node; answered by `handle_promoted`.
+    Promote {
+        /// Identity of the question.
+        id: PromotionId,
+        /// The node.
+        node: NodeId,
+        /// Its name.
+        name: String,
+        /// Where it listens.
+        endpoint: Endpoint,
+        /// Name of the writer that goes.
+        old: String,
+        /// When nobody waits any more.
+        deadline: Instant,
+    },
+    /// Open a transaction that could write on a node; answered by `handle_verified`.
+    Verify {
+        /// Identity of the question.
+        id: PromotionId,
+        /// The node.
+        node: NodeId,
+    },
+    /// An operator's command has come to its end.
+    Answer(CommandId, Result<(), String>),
+    /// A record is complete.
+    Recorded(Box<Change>),
+    /// System and timeline have to outlast the process.
+    Remember(Option<u64>, Option<u32>),
     /// Write a line.
     Log(Severity, String),
 }
 
 /// What is known of the writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// No writer was found yet; ends with the first election.
     Unknown,
     /// The writer answers.
     Stable(NodeId),
     /// Something went wrong with the writer; its own probe decides.
-    Suspect(NodeId, Instant),
+    Suspect(NodeId, Suspicion),
     /// The writer is lost and clients are held; ends with an election.
     Searching(Search),
 }
 
 /// A search for a writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Search {
-    since: Instant,
-    reason: String,
-    lost: Option<NodeId>,
+pub(super) struct Search {
+    pub(super) since: Instant,
+    pub(super) split: Split,
+    pub(super) hearing: Hearing,
+}
+
+/// Who has to answer before there is an election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hearing {
+    /// Nobody: a good claim is enough.
+    Any,
+    /// Everybody who can, because a promotion may or may not have happened.
+    All,
+}
+
+/// Whether two nodes have the same claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Split {
+    No,
+    Yes,
+}
+
+/// A doubt about the writer; an answer to a question that was asked later ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Suspicion {
+    pub(super) since: Instant,
+    pub(super) cause: Cause,
+    /// The kind of question that counts.
+    pub(super) question: Question,
+    /// A sign that came later, while the question was open.
+    pub(super) again: Option<Instant>,
+}
+
+/// What a doubt comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// A probe that failed.
+    Probe,
+    /// Something seen elsewhere.
+    Signal(SignalKind),
 }
 
 /// The machine of one cluster.
@@ -92,52 +164,73 @@ pub struct Cluster {
     pub(super) options: Options,
     pub(super) nodes: Vec<Node>,
     pub(super) discovery: Discovery,
-    pub(super) minted: u32,
-    state: State,
-    memory: Memory,
-    probes: u64,
-    published: View,
-    history: Vec<Change>,
-    told: Told,
+    pub(super) minted: Minted,
+    pub(super) state: State,
+    pub(super) memory: Memory,
+    pub(super) published: View,
+    pub(super) records: Records,
+    pub(super) operation: Operation,
+    pub(super) told: Told,
     effects: VecDeque<Effect>,
+}
+
+/// Identities given out so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Minted {
+    pub(super) nodes: u32,
+    pub(super) probes: u64,
+    pub(super) questions: u64,
 }
 
 /// Lines that are repeated at most every [`REPEAT`].
 #[derive(Clone, Debug)]
-struct Told {
-    started: Instant,
-    silence: Instant,
-    refusals: Option<Instant>,
-    error: Option<String>,
+pub(super) struct Told {
+    pub(super) started: Instant,
+    pub(super) silence: Instant,
+    pub(super) refusals: Option<Instant>,
+    pub(super) error: Option<String>,
 }
 
 impl Cluster {
     /// A cluster of which only the entry's own hosts are known.
     pub fn new(now: Instant, options: Options) -> Self {
+        Self::remembering(now, options, None, None)
+    }
+
+    /// The same with the system and the timeline that an earlier process has seen.
+    pub fn remembering(
+        now: Instant,
+        options: Options,
+        system: Option<u64>,
+        timeline: Option<u32>,
+    ) -> Self {
         let mut cluster = Cluster {
             nodes: Vec::new(),
             discovery: Discovery::new(now),
-            minted: 0,
+            minted: Minted::default(),
             state: State::Unknown,
-            memory: Memory::default(),
-            probes: 0,
+            memory: Memory { system, timeline, writer: None },
             published: View::default(),
-            history: Vec::new(),
+            records: Records::default(),
+            operation: Operation::None,
             told: Told { started: now, silence: now + REPEAT, refusals: None, error: None },
             effects: VecDeque::new(),
             options,
         };
         for endpoint in cluster.options.hosts.clone() {
-            let hint = super::topology::Hint::None;
-            let listed = Listed { name: endpoint.to_string(), endpoint, hint };
+            let listed = Listed { name: endpoint.to_string(), endpoint, hint: Hint::None };
             cluster.add(now, listed, Listing::Bootstrap);
         }
         cluster.handle_timeout(now);
         cluster
     }
 
-    /// Other settings; nodes, writer and history stay.
+    /// Other settings; nodes, writer and history stay. Another query removes at once what it does
+    /// not list.
     pub fn handle_options(&mut self, now: Instant, options: Options) {
+        if self.options.topology_query != options.topology_query {
+            self.discovery.patience = Patience::None;
+        }
         self.options = options;
         self.discovery.due = Some(now);
         self.handle_timeout(now);
@@ -150,10 +243,24 @@ impl Cluster {
         if !node.awaits(id) {
             return;
         }
+        let noted = match &answer {
+            Answer::Same => None,
+            Answer::Promoted => Some("reports a promotion".to_owned()),
+            Answer::Full(facts) => Some(facts.text()),
+            Answer::Failed(failure) => Some(failure.text.clone()),
+        };
         if let Answer::Full(facts) = &answer {
             self.memory.learn(facts);
         }
+        let full = matches!(answer, Answer::Full(_));
         node.answer(now, answer, pace);
+        let (id, name) = (node.id, node.name.clone());
+        if full {
+            self.measure(id);
+        }
+        if let Some(noted) = noted {
+            self.records.note(now, || format!("node {name}: {noted}"));
+        }
         self.judge(now);
         self.handle_timeout(now);
     }
@@ -163,19 +270,31 @@ impl Cluster {
         if kind == SignalKind::Operator {
             self.discovery.due = Some(now);
         }
-        let State::Stable(writer) = self.state else { return self.hurry(now) };
+        let full = !kind.weighs();
+        if full {
+            self.nodes.iter_mut().for_each(|node| node.want_full(now));
+        }
+        let (writer, suspicion) = match self.state {
+            State::Stable(writer) => (writer, None),
+            State::Suspect(writer, suspicion) => (writer, Some(suspicion)),
+            State::Unknown | State::Searching(_) => return self.hurry(now),
+        };
         if node.is_some_and(|node| node != writer) {
             return;
         }
-        self.state = State::Suspect(writer, now);
-        match kind {
-            SignalKind::ReadOnly | SignalKind::Operator => {
-                self.nodes.iter_mut().for_each(|node| node.want_full(now));
+        let cause = Cause::Signal(kind);
+        let question = if full { Question::Full } else { Question::Cheap };
+        let suspicion = match suspicion {
+            None => Suspicion { since: now, cause, question, again: None },
+            Some(old) => {
+                let cause =
+                    if kind.weighs() || old.cause == Cause::Probe { cause } else { old.cause };
+                let question = if full { question } else { old.question };
+                Suspicion { cause, question, again: Some(now), ..old }
             }
-            SignalKind::Disconnected | SignalKind::ShuttingDown | SignalKind::ConnectFailed => {
-                self.hurry(now);
-            }
-        }
+        };
+        self.state = State::Suspect(writer, suspicion);
+        self.hurry(now);
         self.judge(now);
         self.handle_timeout(now);
     }
@@ -190,10 +309,11 @@ impl Cluster {
             self.judge(now);
         }
         self.remove_missing(now);
+        self.proceed(now);
         for node in &mut self.nodes {
-            let id = ProbeId(self.probes + 1);
+            let id = ProbeId(self.minted.probes + 1);
             if let Some(asking) = node.ask(now, id, &self.options.timings) {
-                self.probes += 1;
+                self.minted.probes += 1;
                 let (node, endpoint) = (node.id, node.endpoint.clone());
                 let (question, via, deadline) = (asking.question, asking.via, asking.deadline);
                 self.effects.push_back(Effect::Ask { node, endpoint, id, question, via, deadline });
@@ -204,15 +324,22 @@ impl Cluster {
         self.publish(now);
     }
 
-    /// Pools have acted on the last election, for so many clients that waited.
+    /// Pools have acted on the end of a hold, for so many clients that waited.
     pub fn handle_release(&mut self, now: Instant, clients: usize) {
-        let State::Stable(_) = self.state else { return };
-        let Some(change) = self.history.last_mut() else { return };
-        change.released = Some((now, clients));
-        let (lost, database) = (change.lost, &self.options.database);
-        let took = now.saturating_duration_since(lost).as_millis();
+        if self.published.is_holding() {
+            return;
+        }
+        let database = &self.options.database;
+        let Some(open) = self.records.open() else { return };
+        open.released = Some((now, clients));
+        let took = now.saturating_duration_since(open.began).as_millis();
         let text = format!("cluster \"{database}\": released {clients} clients after {took} ms");
         self.log(Severity::Log, text);
+        let result = self.records.open().map_or(String::new(), |open| open.result.clone());
+        let result = if result.is_empty() { "ok" } else { &result };
+        if let Some(change) = self.records.close(result) {
+            self.effects.push_back(Effect::Recorded(Box::new(change)));
+        }
     }
 
     /// The next order.
@@ -222,11 +349,9 @@ impl Cluster {
 
     /// When to call `handle_timeout`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let topology = self.discovery.due.filter(|_| self.discovery.running.is_none());
-        let answered = self.nodes.iter().any(|n| n.failures.run == 0 && n.facts.is_some());
         let silence = self.writer().is_none().then_some(self.told.silence);
         let nodes = self.nodes.iter().map(Node::due);
-        nodes.chain(topology.filter(|_| answered)).chain(silence).min()
+        nodes.chain(self.discovery_due()).chain(self.operation_due()).chain(silence).min()
     }
 
     /// The writer that clients may use.
@@ -242,36 +367,11 @@ impl Cluster {
         &self.published
     }
 
-    /// Numbers for operators.
-    pub fn snapshot(&self) -> ClusterSnapshot {
-        let (state, held_since) = match &self.state {
-            State::Unknown => ("holding", Some(self.told.started)),
-            State::Stable(_) => ("ok", None),
-            State::Suspect(..) => ("suspect", None),
-            State::Searching(search) => ("holding", Some(search.since)),
-        };
-        ClusterSnapshot {
-            database: self.options.database.clone(),
-            state,
-            writer: self.writer(),
-            writer_since: self.history.last().map(|change| change.elected),
-            system: self.memory.system,
-            timeline: self.memory.timeline,
-            held_since,
-            changes: self.history.clone(),
-            topology_at: self.discovery.read_at,
-            error: self.told.error.clone(),
-            nodes: self.nodes.iter().filter_map(|node| self.node_snapshot(node)).collect(),
-        }
-    }
-
     /// Panics if an invariant is broken.
     pub fn check(&self) {
         self.nodes.iter().for_each(Node::check);
         assert_eq!(self.published.writer, self.writer(), "what is decided is published");
-        for pair in self.history.windows(2) {
-            assert!(pair[0].epoch < pair[1].epoch, "epochs grow");
-        }
+        self.records.check();
     }
 }
 
@@ -287,277 +387,64 @@ impl Cluster {
         self.effects.push_back(Effect::Log(severity, text));
     }
 
-    /// Decides what the nodes' last answers mean for the writer.
-    pub(super) fn judge(&mut self, now: Instant) {
-        match self.state.clone() {
-            State::Unknown if !self.discovery.settled() || !self.all_heard() => {}
-            State::Unknown | State::Searching(_) => self.search(now),
-            State::Stable(writer) => self.watch(now, writer, None),
-            State::Suspect(writer, since) => self.watch(now, writer, Some(since)),
-        }
-    }
-
-    fn watch(&mut self, now: Instant, writer: NodeId, suspect: Option<Instant>) {
-        let Some(node) = self.nodes.iter().find(|node| node.id == writer) else {
-            return self.lose(now, writer, "removed");
-        };
-        let failures = node.failures.run;
-        let error = node.failures.text.clone().unwrap_or_default();
-        match node.standing {
-            Standing::Reader => return self.lose(now, writer, "it is a standby"),
-            Standing::Down if failures == 0 => return self.lose(now, writer, "unclear answer"),
-            Standing::Down | Standing::Writer(_) => {}
-        }
-        if failures >= FAILURES_UNTIL_DOWN || (failures > 0 && suspect.is_some()) {
-            return self.lose(now, writer, &error);
-        }
-        if failures > 0 {
-            self.state = State::Suspect(writer, now);
-            return self.hurry(now);
-        }
-        let answered = node.meters.answered_at;
-        if suspect.is_some_and(|since| answered.is_some_and(|at| at > since)) {
-            self.state = State::Stable(writer);
-            // Pools give nothing to a suspect writer until they hear of it.
-            self.effects.push_back(Effect::Publish(self.published.clone()));
-        }
-        let ballots: Vec<_> = self.nodes.iter().map(Node::ballot).collect();
-        match challenger(self.options.fencing, &self.memory, &ballots) {
-            Verdict::Elect(other, _) => {
-                self.lose(now, writer, "another node has a higher timeline");
-                self.seat(now, other, Oddity::None);
-            }
-            Verdict::Split(one, other) => {
-                self.lose(now, writer, "two writers");
-                self.split(now, one, other);
-            }
-            Verdict::Nobody | Verdict::Confirm(_) => {}
-        }
-    }
-
-    fn search(&mut self, now: Instant) {
-        let ballots: Vec<_> = self.nodes.iter().map(Node::ballot).collect();
-        let (verdict, refusals) = elect(self.options.fencing, &self.memory, &ballots);
-        match verdict {
-            Verdict::Elect(node, oddity) => return self.seat(now, node, oddity),
-            Verdict::Confirm(node) => {
-                if let Some(node) = self.nodes.iter_mut().find(|known| known.id == node) {
-                    node.want_full(now);
-                }
-            }
-            Verdict::Split(one, other) => self.split(now, one, other),
-            Verdict::Nobody => {}
-        }
-        if refusals.is_empty() || self.told.refusals.is_some_and(|at| now < at + REPEAT) {
-            return;
-        }
-        self.told.refusals = Some(now);
-        for (node, refusal) in refusals {
-            let (name, database) = (self.name(node), self.options.database.clone());
-            let (severity, text) = match refusal {
-                Refusal::Foreign(found, expected) => (
-                    Severity::Error,
-                    format!(
-                        "node {name} belongs to another cluster (system identifier {found}, \
-                         expected {expected})"
-                    ),
-                ),
-                Refusal::Stale(found, expected) => (
-                    Severity::Warning,
-                    format!(
-                        "node {name} is a stale writer (timeline {found}, expected at least \
-                         {expected})"
-                    ),
-                ),
-                Refusal::SameTimeline(timeline) => (
-                    Severity::Warning,
-                    format!(
-                        "cluster \"{database}\": node {name} is on timeline {timeline} of the lost \
-                         writer and is not taken (writer_fencing = strict)"
-                    ),
-                ),
-            };
-            self.log(severity, text);
-        }
-    }
-
-    fn split(&mut self, now: Instant, one: NodeId, other: NodeId) {
-        if self.told.refusals.is_some_and(|at| now < at + REPEAT) {
-            return;
-        }
-        self.told.refusals = Some(now);
-        let (one, other) = (self.name(one), self.name(other));
-        let database = &self.options.database;
-        let text = format!("two writers in cluster \"{database}\": {one} and {other}");
-        self.log(Severity::Error, text);
-    }
-
-    fn lose(&mut self, now: Instant, writer: NodeId, reason: &str) {
-        let until = now + self.options.timings.server_failed_delay;
-        if let Some(node) = self.nodes.iter_mut().find(|node| node.id == writer) {
-            node.unseat(until);
-        }
-        let database = &self.options.database;
-        let text = format!("cluster \"{database}\": writer lost ({reason}), holding clients");
-        let reason = reason.to_owned();
-        self.state = State::Searching(Search { since: now, reason, lost: Some(writer) });
-        self.told.silence = now + REPEAT;
-        self.told.refusals = None;
-        self.published.epoch += 1;
-        self.publish(now);
-        self.log(Severity::Log, text);
-        self.hurry(now);
-        self.search(now);
-    }
-
-    fn seat(&mut self, now: Instant, id: NodeId, oddity: Oddity) {
-        let Some(node) = self.nodes.iter_mut().find(|node| node.id == id) else { return };
-        node.failed_until = None;
-        let (name, endpoint) = (node.name.clone(), node.endpoint.clone());
-        let facts = node.facts.clone();
-        let timeline = facts.as_ref().and_then(|facts| facts.timeline);
-        let before = self.memory.timeline;
-        self.memory.system = self.memory.system.or(facts.and_then(|facts| facts.system));
-        self.memory.timeline = self.memory.timeline.max(timeline);
-        self.memory.writer = Some(id);
-        let (since, reason, lost) = match &self.state {
-            State::Searching(search) => (search.since, search.reason.clone(), search.lost),
-            State::Unknown | State::Stable(_) | State::Suspect(..) => {
-                (self.told.started, "start".into(), None)
-            }
-        };
-        self.state = State::Stable(id);
-        self.published.epoch += 1;
-        self.publish(now);
-        let (database, took) = (&self.options.database, now.saturating_duration_since(since));
-        let line = timeline.map_or("unknown".into(), |timeline| timeline.to_string());
-        let text = format!(
-            "cluster \"{database}\": new writer {name} ({endpoint}), timeline {line}, after {} ms",
-            took.as_millis()
-        );
-        self.log(Severity::Log, text);
-        if oddity == Oddity::SwappedOnOneTimeline {
-            let database = &self.options.database;
-            let text = format!("cluster \"{database}\": writer changed without a new timeline");
-            self.log(Severity::Warning, text);
-        }
-        if self.history.len() == CHANGES_MAX {
-            self.history.remove(0);
-        }
-        self.history.push(Change {
-            epoch: self.published.epoch,
-            reason,
-            old: lost.map(|node| self.name(node)).unwrap_or_default(),
-            new: name,
-            timelines: (before, timeline),
-            lost: since,
-            elected: now,
-            released: None,
-        });
-        self.discovery.due = Some(now);
-    }
-
-    /// Publishes roles and states if any of them changed.
-    fn publish(&mut self, now: Instant) {
-        let nodes: Vec<NodeView> =
-            self.nodes.iter().map(|node| self.node_view(now, node)).collect();
-        let (old, writer) = (&self.published, self.writer());
-        if old.nodes == nodes && old.writer == writer {
-            return;
-        }
-        let mut lines = Vec::new();
-        for node in nodes.iter().filter(|node| node.role == Role::Reader) {
-            if old.node(node.id).is_none_or(|before| before.role != Role::Reader) {
-                let database = &self.options.database;
-                lines.push(format!("cluster \"{database}\": node {} up as reader", node.name));
-            }
-        }
-        self.published.nodes = nodes;
-        self.published.writer = writer;
-        self.effects.push_back(Effect::Publish(self.published.clone()));
-        lines.into_iter().for_each(|line| self.log(Severity::Log, line));
-    }
-
-    fn node_view(&self, now: Instant, node: &Node) -> NodeView {
-        let (role, state) = if Some(node.id) == self.writer() {
-            let listed = matches!(node.listing, Listing::Listed | Listing::Bootstrap);
-            (Role::Writer, if listed { NodeState::Up } else { NodeState::Removed })
-        } else {
-            node.public(now, &self.memory)
-        };
-        NodeView {
-            id: node.id,
-            name: node.name.clone(),
-            host: node.endpoint.host.clone(),
-            port: node.endpoint.port,
-            role,
-            state,
-        }
-    }
-
-    fn node_snapshot(&self, node: &Node) -> Option<NodeSnapshot> {
-        let view = self.published.node(node.id)?.clone();
-        let answer = match node.standing {
-            Standing::Down => "unknown",
-            Standing::Reader => "reader",
-            Standing::Writer(_) => "writer",
-        };
-        Some(NodeSnapshot {
-            view,
-            timeline: node.facts.as_ref().and_then(|facts| facts.timeline),
-            lsn: node.facts.as_ref().and_then(|facts| facts.lsn),
-            round_trip: node.meters.round_trip,
-            answered_at: node.meters.answered_at,
-            failures: node.failures.total,
-            answer,
-            error: node.failures.text.clone(),
-            up_since: node.meters.up_since,
-            failed_until: node.failed_until,
-        })
-    }
-
-    fn complain(&mut self, now: Instant) {
-        let since = match &self.state {
-            State::Unknown => self.told.started,
-            State::Searching(search) => search.since,
-            State::Stable(_) | State::Suspect(..) => return,
-        };
-        if now < self.told.silence {
-            return;
-        }
-        self.told.silence = now + REPEAT;
-        let (database, seconds) = (&self.options.database, (now - since).as_secs());
-        let text = format!("cluster \"{database}\": no writer for {seconds} s");
-        self.log(Severity::Warning, text);
-    }
-
-    fn hurry(&mut self, now: Instant) {
+    pub(super) fn hurry(&mut self, now: Instant) {
         self.nodes.iter_mut().for_each(|node| node.hurry(now));
+    }
+
+    /// The facts of a node of another system are those of this cluster from here on.
+    pub(super) fn take_over(&mut self, facts: &Facts) {
+        self.memory = Memory { system: facts.system, timeline: facts.timeline, writer: None };
+    }
+
+    fn measure(&mut self, id: NodeId) {
+        let head = self.writer().and_then(|id| self.nodes.iter().find(|node| node.id == id));
+        let head = head.and_then(|node| node.facts.as_ref()?.lsn);
+        if let Some(node) = self.nodes.iter_mut().find(|node| node.id == id) {
+            node.measure(head);
+        }
     }
 
     fn pace(&self, now: Instant) -> Pace {
         let timings = &self.options.timings;
         let at_rest = timings.polling_frequency;
+        let full = match self.options.lag_max {
+            Some(_) => FULL_INTERVAL_LAG,
+            None => FULL_INTERVAL,
+        };
         let fast = timings.probe_fast.max(Duration::from_millis(1)).min(at_rest);
-        let since = match &self.state {
-            State::Stable(_) => return Pace { interval: at_rest, at_rest },
-            State::Unknown => self.told.started,
-            State::Suspect(_, since) => *since,
-            State::Searching(search) => search.since,
+        let since = match (&self.state, self.operation.since()) {
+            (_, Some(since)) => since,
+            (State::Stable(_), None) => return Pace { interval: at_rest, at_rest, full },
+            (State::Unknown, None) => self.told.started,
+            (State::Suspect(_, suspicion), None) => suspicion.since,
+            (State::Searching(search), None) => search.since,
         };
         let long = now.saturating_duration_since(since).saturating_sub(FAST_FOR);
         // It grows with the time beyond: after a second more it is a tenth of that second.
         let interval = if long.is_zero() { fast } else { fast.max(long / 10).min(at_rest) };
-        Pace { interval, at_rest }
+        Pace { interval, at_rest, full }
     }
 
-    fn name(&self, id: NodeId) -> String {
+    pub(super) fn name(&self, id: NodeId) -> String {
         let node = self.nodes.iter().find(|node| node.id == id);
         node.map(|node| node.name.clone()).unwrap_or_default()
+    }
+
+    /// Nodes that are the same running server as one that was listed before them.
+    pub(super) fn is_double(&self, at: usize) -> bool {
+        let Some(facts) = self.nodes.get(at).and_then(|node| node.facts.as_ref()) else {
+            return false;
+        };
+        let before = self.nodes[..at].iter().filter_map(|node| node.facts.as_ref());
+        before.filter(|other| !differ(other.system, facts.system)).any(|o| o.same_server(facts))
     }
 }
 
 /// How often a line about a lasting state is repeated.
-const REPEAT: Duration = Duration::from_secs(10);
+pub(super) const REPEAT: Duration = Duration::from_secs(10);
 /// How long probes without a writer stay fast.
 const FAST_FOR: Duration = Duration::from_secs(10);
+/// Longest time between two full questions.
+const FULL_INTERVAL: Duration = Duration::from_secs(5);
+/// The same while positions decide whether readers are used.
+const FULL_INTERVAL_LAG: Duration = Duration::from_secs(1);

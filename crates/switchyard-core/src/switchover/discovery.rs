@@ -7,18 +7,45 @@ use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Effect, Severity};
 use super::node::{Listing, Node};
-use super::probe::{ProbeId, TopologyId};
-use super::topology::{Listed, TopologyRow, listed};
+use super::probe::{ProbeId, SignalKind, TopologyId};
+use super::topology::{Hint, Listed, TopologyRow, listed};
 use super::view::NodeId;
 
 /// When the topology query runs.
 #[derive(Clone, Debug)]
 pub(super) struct Discovery {
     pub(super) due: Option<Instant>,
-    pub(super) running: Option<TopologyId>,
-    pub(super) minted: u64,
+    running: Option<Running>,
+    minted: u64,
     pub(super) read_at: Option<Instant>,
     tried: Tried,
+    pub(super) patience: Patience,
+}
+
+/// A run of the query.
+#[derive(Clone, Debug)]
+struct Running {
+    id: TopologyId,
+    deadline: Instant,
+    purpose: Purpose,
+}
+
+/// What a run is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The list of nodes.
+    Nodes,
+    /// Whether a node of another system lists itself (`accept_new_system`).
+    Adoption(NodeId),
+}
+
+/// How long a missing node stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// For `topology_removal_delay`.
+    Ordinary,
+    /// Not at all: the query is another one.
+    None,
 }
 
 /// Whether a result of any kind has come.
@@ -30,7 +57,14 @@ enum Tried {
 
 impl Discovery {
     pub(super) fn new(now: Instant) -> Self {
-        Discovery { due: Some(now), running: None, minted: 0, read_at: None, tried: Tried::Never }
+        Discovery {
+            due: Some(now),
+            running: None,
+            minted: 0,
+            read_at: None,
+            tried: Tried::Never,
+            patience: Patience::Ordinary,
+        }
     }
 
     /// Whether the list of nodes is as good as it gets.
@@ -47,10 +81,12 @@ impl Cluster {
         id: TopologyId,
         result: Result<Vec<TopologyRow>, String>,
     ) {
-        if self.discovery.running != Some(id) {
+        let Some(running) = self.discovery.running.take_if(|running| running.id == id) else {
             return;
+        };
+        if let Purpose::Adoption(node) = running.purpose {
+            return self.adoption(now, node, result);
         }
-        self.discovery.running = None;
         self.discovery.tried = Tried::Once;
         let database = self.options.database.clone();
         let rows = match result {
@@ -75,12 +111,38 @@ impl Cluster {
         let refresh = self.options.timings.topology_refresh;
         self.discovery.due = (!refresh.is_zero()).then(|| now + refresh);
         self.discovery.read_at = Some(now);
+        let hinted = nodes.iter().find(|node| node.hint == Hint::Writer);
+        let hinted = hinted.map(|node| node.endpoint.clone());
         self.adopt(now, nodes);
+        let writer = self.writer().and_then(|id| self.nodes.iter().find(|node| node.id == id));
+        let doubtful = writer.is_some_and(|writer| {
+            writer.listing != Listing::Listed
+                || hinted.is_some_and(|endpoint| endpoint != writer.endpoint)
+        });
+        if doubtful {
+            return self.handle_signal(now, None, SignalKind::Topology);
+        }
         self.judge(now);
+        self.handle_timeout(now);
+    }
+
+    /// When something is due here, if somebody answers.
+    pub(super) fn discovery_due(&self) -> Option<Instant> {
+        match &self.discovery.running {
+            Some(running) => Some(running.deadline),
+            None => {
+                let answers = |n: &Node| n.failures.run == 0 && n.facts.is_some();
+                self.discovery.due.filter(|_| self.nodes.iter().any(answers))
+            }
+        }
     }
 
     /// Runs the query if it is due and somebody answers: the writer, else any node.
     pub(super) fn discover(&mut self, now: Instant) {
+        if let Some(running) = self.discovery.running.as_ref().filter(|r| r.deadline <= now) {
+            let id = running.id;
+            self.handle_topology(now, id, Err("no answer in time".into()));
+        }
         let due = self.discovery.due.is_some_and(|due| due <= now);
         if !due || self.discovery.running.is_some() {
             return;
@@ -88,10 +150,38 @@ impl Cluster {
         let answers = |node: &&Node| node.failures.run == 0 && node.facts.is_some();
         let writer = self.nodes.iter().filter(answers).find(|node| Some(node.id) == self.writer());
         let Some(node) = writer.or_else(|| self.nodes.iter().find(answers)) else { return };
+        let node = node.id;
+        self.run_topology(now, node, Purpose::Nodes);
+    }
+
+    /// Asks a candidate of another system whether its own topology lists it.
+    pub(super) fn ask_adoption(&mut self, now: Instant, node: NodeId) {
+        if self.discovery.running.is_none() {
+            self.run_topology(now, node, Purpose::Adoption(node));
+        }
+    }
+
+    fn run_topology(&mut self, now: Instant, node: NodeId, purpose: Purpose) {
         self.discovery.minted += 1;
-        let (node, id) = (node.id, TopologyId(self.discovery.minted));
-        self.discovery.running = Some(id);
+        let (id, deadline) = (TopologyId(self.discovery.minted), now + TOPOLOGY_PATIENCE);
+        self.discovery.running = Some(Running { id, deadline, purpose });
         self.effect(Effect::RunTopology { node, id });
+    }
+
+    fn adoption(&mut self, now: Instant, id: NodeId, result: Result<Vec<TopologyRow>, String>) {
+        let Some(node) = self.nodes.iter().find(|node| node.id == id) else { return };
+        let Some(facts) = node.facts.clone() else { return };
+        let (listed, _) = listed(&result.unwrap_or_default(), self.options.port);
+        if self.writer().is_some() || !listed.iter().any(|other| other.endpoint == node.endpoint) {
+            return;
+        }
+        let (database, name) = (&self.options.database, &node.name);
+        let system = facts.system.map_or("unknown".into(), |system| system.to_string());
+        let text = format!("cluster \"{database}\": node {name} brings system {system}");
+        self.log(Severity::Warning, text);
+        self.take_over(&facts);
+        self.judge(now);
+        self.handle_timeout(now);
     }
 
     /// Removes nodes that have been missing for long enough.
@@ -113,6 +203,11 @@ impl Cluster {
     }
 
     fn adopt(&mut self, now: Instant, wanted: Vec<Listed>) {
+        let delay = self.options.timings.topology_removal_delay;
+        let since = match std::mem::replace(&mut self.discovery.patience, Patience::Ordinary) {
+            Patience::Ordinary => now,
+            Patience::None => now.checked_sub(delay).unwrap_or(now),
+        };
         for node in &mut self.nodes {
             let known = wanted.iter().find(|listed| listed.endpoint == node.endpoint);
             match (known, &node.listing) {
@@ -120,7 +215,7 @@ impl Cluster {
                     node.name.clone_from(&listed.name);
                     node.listing = Listing::Listed;
                 }
-                (None, Listing::Listed) => node.listing = Listing::Missing(now),
+                (None, Listing::Listed) => node.listing = Listing::Missing(since),
                 (None, Listing::Missing(_) | Listing::Bootstrap) => {}
             }
         }
@@ -135,12 +230,12 @@ impl Cluster {
     }
 
     pub(super) fn add(&mut self, now: Instant, listed: Listed, listing: Listing) {
-        self.minted += 1;
+        self.minted.nodes += 1;
         let text = format!("cluster \"{}\": node {} added", self.options.database, listed.name);
         if listing == Listing::Listed {
             self.log(Severity::Log, text);
         }
-        self.nodes.push(Node::new(now, NodeId(self.minted), listed, listing));
+        self.nodes.push(Node::new(now, NodeId(self.minted.nodes), listed, listing));
     }
 
     fn remove(&mut self, id: NodeId) {
@@ -153,13 +248,15 @@ impl Cluster {
         }
         self.effect(Effect::Forget(id));
     }
-
-    /// Whether every node's first question is settled.
-    pub(super) fn all_heard(&self) -> bool {
-        let heard = |node: &Node| node.facts.is_some() || node.failures.total > 0;
-        self.nodes.iter().all(heard) && self.nodes.iter().all(|n| n.last_question() > ProbeId(0))
-    }
 }
 
+/// Whether every node's first question is settled.
+pub(super) fn heard_all(nodes: &[Node]) -> bool {
+    let heard = |node: &Node| node.facts.is_some() || node.failures.total > 0;
+    nodes.iter().all(heard) && nodes.iter().all(|node| node.last_question() > ProbeId(0))
+}
+
+/// Longest topology query.
+const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(6);
 /// Pause after a topology query that failed.
 const TOPOLOGY_RETRY: Duration = Duration::from_secs(5);

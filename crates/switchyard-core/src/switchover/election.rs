@@ -196,6 +196,6 @@ fn writers(ballots: &[Ballot]) -> impl Iterator<Item = &Ballot> {
     ballots.iter().filter(|ballot| matches!(ballot.says, Says::Writer(_)))
 }
 
-fn differ(a: Option<u64>, b: Option<u64>) -> bool {
+pub(super) fn differ(a: Option<u64>, b: Option<u64>) -> bool {
     matches!((a, b), (Some(a), Some(b)) if a != b)
 }

@@ -5,14 +5,19 @@
 //! what is published. Sockets, names and clocks belong to the shell.
 //!
 //! Reading order: `view` (what is published), `probe` (questions and answers), `node`,
-//! `election` (the rules), `cluster` (the machine), `discovery` (its list of nodes).
+//! `election` (the rules), `cluster` (the machine), `judge` (its decisions), `planned` (operators'
+//! switchovers), `discovery` (its list of nodes), `record` (what is kept of each hold).
 
 pub mod cluster;
 mod discovery;
 pub mod election;
+mod judge;
 mod node;
 pub mod options;
+pub mod planned;
 pub mod probe;
+mod publish;
+mod record;
 pub mod snapshot;
 pub mod topology;
 pub mod view;

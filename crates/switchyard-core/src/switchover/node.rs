@@ -74,6 +74,12 @@ pub(super) struct Meters {
     pub(super) round_trip: Option<Duration>,
     pub(super) answered_at: Option<Instant>,
     pub(super) up_since: Option<Instant>,
+    /// When the last question was asked that it answered.
+    pub(super) heard: Option<Instant>,
+    /// The same of full questions.
+    pub(super) heard_full: Option<Instant>,
+    /// Bytes behind the writer's position of the moment before.
+    pub(super) lag: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -138,6 +144,13 @@ impl Node {
         self.hurry(now);
     }
 
+    /// Makes the question that is due next a full one.
+    pub(super) fn want_full_next(&mut self) {
+        if let Probe::Waiting { next, .. } = self.probe {
+            self.full_due = self.full_due.min(next);
+        }
+    }
+
     /// Starts the question `id` if one is due.
     pub(super) fn ask(&mut self, now: Instant, id: ProbeId, timings: &Timings) -> Option<Asking> {
         match self.probe {
@@ -170,7 +183,8 @@ impl Node {
             Answer::Same => {}
             Answer::Promoted => self.full_due = now,
             Answer::Full(facts) => {
-                self.full_due = now + FULL_INTERVAL;
+                self.full_due = now + pace.full;
+                self.meters.heard_full = Some(asked_at);
                 self.stand(now, facts.status);
                 self.facts = Some(facts);
             }
@@ -179,6 +193,7 @@ impl Node {
         self.failures = Failures { total: self.failures.total, ..Failures::default() };
         self.meters.round_trip = Some(now.saturating_duration_since(asked_at));
         self.meters.answered_at = Some(now);
+        self.meters.heard = Some(asked_at);
         let due = if self.full_due <= now { now } else { now.max(asked_at + pace.interval) };
         self.settle(due);
     }
@@ -291,6 +306,14 @@ impl Node {
         self.probe = Probe::Waiting { last: self.last_question(), next };
     }
 
+    /// How far behind the writer's position `head` it is.
+    pub(super) fn measure(&mut self, head: Option<u64>) {
+        let position = self.facts.as_ref().and_then(|facts| facts.lsn);
+        let reader = self.standing == Standing::Reader;
+        self.meters.lag = head.zip(position).map(|(head, at)| head.saturating_sub(at));
+        self.meters.lag = self.meters.lag.filter(|_| reader);
+    }
+
     pub(super) fn check(&self) {
         if let Probe::Asked { at, deadline, .. } = self.probe {
             assert!(deadline >= at, "a question has a deadline");
@@ -308,9 +331,9 @@ pub(super) struct Pace {
     pub(super) interval: Duration,
     /// `polling_frequency`.
     pub(super) at_rest: Duration,
+    /// Between two full questions.
+    pub(super) full: Duration,
 }
 
 /// Failures in a row after which a node counts as down.
 pub(super) const FAILURES_UNTIL_DOWN: u32 = 2;
-/// Longest time between two full questions.
-const FULL_INTERVAL: Duration = Duration::from_secs(5);

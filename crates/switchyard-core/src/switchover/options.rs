@@ -48,6 +48,59 @@ impl Default for Timings {
     }
 }
 
+/// What becomes of a candidate of another system (`accept_new_system`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Newcomers {
+    /// It is never a candidate.
+    Refuse,
+    /// It is one if the topology query, run there, lists it.
+    Adopt,
+}
+
+/// Who promotes in a planned switchover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromoteBy {
+    /// A program of the operator's (`promote_command`).
+    Command,
+    /// `pg_promote` on the target (`promote_sql`).
+    Sql,
+    /// Somebody else, who is waited for.
+    Others,
+}
+
+/// What happens when transactions outlast `drain_timeout` (`drain_action`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainAction {
+    /// The switchover is given up.
+    Abort,
+    /// Their servers are closed.
+    Kill,
+}
+
+/// Planned switchovers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// `drain_timeout`.
+    pub drain_timeout: Duration,
+    /// `drain_action`.
+    pub drain_action: DrainAction,
+    /// Who promotes.
+    pub promote: PromoteBy,
+    /// How long a promotion may take.
+    pub patience: Duration,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan {
+            drain_timeout: Duration::from_secs(10),
+            drain_action: DrainAction::Abort,
+            promote: PromoteBy::Others,
+            patience: Duration::from_secs(120),
+        }
+    }
+}
+
 /// One cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -61,6 +114,12 @@ pub struct Options {
     pub topology_query: String,
     /// `writer_fencing`.
     pub fencing: Fencing,
+    /// `accept_new_system`.
+    pub newcomers: Newcomers,
+    /// Bytes by which a reader may be behind to be used (`reader_max_lag`).
+    pub lag_max: Option<u64>,
+    /// Planned switchovers.
+    pub plan: Plan,
     /// Intervals and deadlines.
     pub timings: Timings,
 }

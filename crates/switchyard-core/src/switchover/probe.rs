@@ -75,6 +75,43 @@ pub struct Facts {
     pub started: Option<i64>,
     /// Whether the cheap question may be used from here on.
     pub cheap: Cheap,
+    /// The server's own address and port on this connection.
+    pub address: Option<String>,
+    /// Whether a standby follows somebody.
+    pub stream: Stream,
+}
+
+/// Whether a standby receives the writer's stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// The node does not tell, or it is no standby.
+    Unknown,
+    /// It does.
+    Flowing,
+    /// It does not.
+    Broken,
+}
+
+impl Facts {
+    /// What a record keeps of it.
+    pub(super) fn text(&self) -> String {
+        let role = match self.status {
+            Status::Writer => "writer",
+            Status::Reader => "reader",
+            Status::Unclear => "unknown",
+        };
+        let number = |value: Option<u64>| value.map_or("unknown".into(), |value| value.to_string());
+        let (timeline, lsn) = (number(self.timeline.map(u64::from)), number(self.lsn));
+        format!("{role}, timeline {timeline}, position {lsn}")
+    }
+
+    /// Whether both tell of one and the same running server.
+    pub fn same_server(&self, other: &Facts) -> bool {
+        let known = self.system.is_some() && self.started.is_some() && self.address.is_some();
+        known
+            && (self.system, self.started, &self.address)
+                == (other.system, other.started, &other.address)
+    }
 }
 
 /// What kept a node from answering.
@@ -126,6 +163,8 @@ pub enum SignalKind {
     ReadOnly,
     /// A connection could not be opened.
     ConnectFailed,
+    /// The topology names another writer, or lists the writer no more.
+    Topology,
     /// An operator wants everything asked again (PROBE, RECONNECT).
     Operator,
 }
@@ -138,7 +177,16 @@ impl SignalKind {
             SignalKind::ShuttingDown => "server is shutting down",
             SignalKind::ReadOnly => "server is read-only",
             SignalKind::ConnectFailed => "connect failed",
+            SignalKind::Topology => "the topology has changed",
             SignalKind::Operator => "operator",
+        }
+    }
+
+    /// Whether one missed probe beside it is enough to give a writer up.
+    pub(super) fn weighs(self) -> bool {
+        match self {
+            SignalKind::Disconnected | SignalKind::ShuttingDown | SignalKind::ConnectFailed => true,
+            SignalKind::ReadOnly | SignalKind::Topology | SignalKind::Operator => false,
         }
     }
 }

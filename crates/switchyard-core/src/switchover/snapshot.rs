@@ -13,6 +13,8 @@ pub struct NodeSnapshot {
     pub timeline: Option<u32>,
     /// Position it last told.
     pub lsn: Option<u64>,
+    /// Bytes behind the writer.
+    pub lag: Option<u64>,
     /// Round trip of the last answered question.
     pub round_trip: Option<Duration>,
     /// When it last answered.
@@ -29,25 +31,58 @@ pub struct NodeSnapshot {
     pub failed_until: Option<Instant>,
 }
 
-/// One change of the writer.
-#[derive(Clone, Debug)]
+/// Why clients were held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An operator wanted it.
+    Planned,
+    /// The writer was lost, and another node took over or has to.
+    Failover,
+    /// The same node was the writer again.
+    Restart,
+    /// An operator's switchover that came to nothing.
+    Aborted,
+}
+
+impl Kind {
+    /// Text of console columns.
+    pub fn text(self) -> &'static str {
+        match self {
+            Kind::Planned => "planned",
+            Kind::Failover => "failover",
+            Kind::Restart => "restart",
+            Kind::Aborted => "aborted",
+        }
+    }
+}
+
+/// One hold and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Epoch that it began.
-    pub epoch: u64,
-    /// Why the old writer was given up.
-    pub reason: String,
+    /// Identity; later ones are higher.
+    pub id: u64,
+    /// Why clients were held.
+    pub kind: Kind,
+    /// What began it.
+    pub trigger: String,
     /// Old writer's name.
     pub old: String,
-    /// New writer's name.
+    /// New writer's name, once there is one.
     pub new: String,
     /// Timelines before and after.
     pub timelines: (Option<u32>, Option<u32>),
-    /// When the writer was lost.
-    pub lost: Instant,
+    /// The first sign of trouble, or the operator's command.
+    pub began: Instant,
+    /// When the writer was given up.
+    pub detected: Instant,
     /// When the new one was elected.
-    pub elected: Instant,
+    pub elected: Option<Instant>,
     /// When pools had given clients its servers, and how many clients had waited.
     pub released: Option<(Instant, usize)>,
+    /// The step under way, or how it ended.
+    pub result: String,
+    /// Signs, answers and decisions, in order.
+    pub journal: Vec<(Instant, String)>,
 }
 
 /// A cluster.
@@ -55,7 +90,7 @@ pub struct Change {
 pub struct ClusterSnapshot {
     /// Name of the entry.
     pub database: String,
-    /// `ok`, `suspect`, `holding`.
+    /// `ok`, `suspect`, `holding`, `draining`, `split`.
     pub state: &'static str,
     /// The writer.
     pub writer: Option<NodeId>,
@@ -67,7 +102,7 @@ pub struct ClusterSnapshot {
     pub timeline: Option<u32>,
     /// Since when clients are held.
     pub held_since: Option<Instant>,
-    /// Changes of the writer, oldest first, at most [`CHANGES_MAX`].
+    /// Holds, oldest first, at most [`CHANGES_MAX`] and the one under way.
     pub changes: Vec<Change>,
     /// When the topology was last read.
     pub topology_at: Option<Instant>,

@@ -1,5 +1,7 @@
 //! What a cluster tells its pools: who writes, who reads, who is gone.
 
+use std::time::Instant;
+
 /// A node of a cluster; never used again for another node during the cluster's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u32);
@@ -54,6 +56,25 @@ impl NodeState {
     }
 }
 
+/// Whether a reader is close enough to the writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lag {
+    /// It is, or nobody asks for it.
+    Fine,
+    /// It is further behind than `reader_max_lag`.
+    TooFar,
+}
+
+/// Whether the writer takes new transactions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// It does.
+    #[default]
+    Open,
+    /// An operator holds clients.
+    Held,
+}
+
 /// A node as pools see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
@@ -69,6 +90,8 @@ pub struct NodeView {
     pub role: Role,
     /// Whether it can be used.
     pub state: NodeState,
+    /// Whether it is close enough to the writer.
+    pub lag: Lag,
 }
 
 impl NodeView {
@@ -83,8 +106,14 @@ impl NodeView {
 pub struct View {
     /// Grows whenever the writer changes, to or from nobody included.
     pub epoch: u64,
+    /// The last hold, operators' and others: the identity of its record.
+    pub event: u64,
     /// The writer; nobody means: hold clients.
     pub writer: Option<NodeId>,
+    /// Whether the writer takes new transactions.
+    pub gate: Gate,
+    /// The writer was asked after this moment, because of a doubt, and is the writer.
+    pub confirmed: Option<Instant>,
     /// All nodes, oldest first.
     pub nodes: Vec<NodeView>,
 }
@@ -99,6 +128,11 @@ impl View {
     pub fn by_name(&self, name: &str) -> Option<&NodeView> {
         let at = |node: &NodeView| format!("{}:{}", node.host, node.port);
         self.nodes.iter().find(|node| node.name == name || at(node) == name)
+    }
+
+    /// Whether clients of the writer are held.
+    pub fn is_holding(&self) -> bool {
+        self.writer.is_none() || self.gate == Gate::Held
     }
 
     /// The elected writer.

@@ -5,8 +5,11 @@
 use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Effect};
-use super::options::{Fencing, Options, Timings};
-use super::probe::{Answer, Cheap, Facts, Failure, FailureKind, Question, SignalKind, Status};
+use super::options::{DrainAction, Fencing, Newcomers, Options, Plan, PromoteBy, Timings};
+use super::planned::{Command, CommandId};
+use super::probe::{
+    Answer, Cheap, Facts, Failure, FailureKind, Question, SignalKind, Status, Stream,
+};
 use super::topology::{Endpoint, TopologyRow};
 
 /// A node of the world.
@@ -33,6 +36,11 @@ struct World {
     known: [bool; 3],
     cluster: Cluster,
     published: u64,
+    /// Transactions on the writer.
+    running: usize,
+    /// Whether nodes do as they are told when they are to be promoted.
+    promotes: Result<(), String>,
+    answers: Vec<Result<(), String>>,
 }
 
 fn options() -> Options {
@@ -42,6 +50,9 @@ fn options() -> Options {
         port: 5432,
         topology_query: "q".into(),
         fencing: Fencing::Strict,
+        newcomers: Newcomers::Refuse,
+        lag_max: None,
+        plan: Plan { promote: PromoteBy::Sql, ..Plan::default() },
         timings: Timings::default(),
     }
 }
@@ -52,7 +63,16 @@ impl World {
         let standby = Real { up: true, writer: false, timeline: 1 };
         let nodes = [Real { writer: true, ..standby }, standby, standby];
         let cluster = Cluster::new(now, options());
-        let mut world = World { now, nodes, known: [false; 3], cluster, published: 0 };
+        let mut world = World {
+            now,
+            nodes,
+            known: [false; 3],
+            cluster,
+            published: 0,
+            running: 0,
+            promotes: Ok(()),
+            answers: Vec::new(),
+        };
         world.run(300);
         world
     }
@@ -88,9 +108,11 @@ impl World {
                         status: if real.writer { Status::Writer } else { Status::Reader },
                         system: Some(7),
                         timeline: Some(real.timeline),
-                        lsn: None,
+                        lsn: Some(7),
                         started: None,
                         cheap: Cheap::Enough,
+                        address: None,
+                        stream: Stream::Unknown,
                     })
                 };
                 self.cluster.handle_answer(self.now, node, id, answer);
@@ -107,7 +129,21 @@ impl World {
                 assert!(view.epoch >= self.published, "epochs only grow");
                 self.published = view.epoch;
             }
-            Effect::Forget(_) | Effect::Log(..) => {}
+            Effect::Count(round) => {
+                self.cluster.handle_running(self.now, round, self.running);
+            }
+            Effect::Kill(_) => self.running = 0,
+            Effect::Promote { id, endpoint, .. } => {
+                assert_eq!(self.running, 0, "nothing runs on the old writer");
+                let result = self.promotes.clone();
+                if result.is_ok() {
+                    self.promote(usize::from(endpoint.port) - 1);
+                }
+                self.cluster.handle_promoted(self.now, id, result);
+            }
+            Effect::Verify { id, .. } => self.cluster.handle_verified(self.now, id, Ok(())),
+            Effect::Answer(_, result) => self.answers.push(result),
+            Effect::Forget(_) | Effect::Log(..) | Effect::Recorded(_) | Effect::Remember(..) => {}
         }
     }
 
@@ -115,11 +151,7 @@ impl World {
         match event {
             Event::Kill(at) => self.nodes[at].up = false,
             Event::Start(at) => self.nodes[at].up = true,
-            Event::Promote(at) if self.nodes[at].up && !self.nodes[at].writer => {
-                let highest = self.nodes.iter().map(|node| node.timeline).max().unwrap_or(0);
-                self.nodes[at].writer = true;
-                self.nodes[at].timeline = highest + 1;
-            }
+            Event::Promote(at) if self.nodes[at].up && !self.nodes[at].writer => self.promote(at),
             // A standby follows the highest timeline.
             Event::Demote(at) => {
                 let highest = self.nodes.iter().map(|node| node.timeline).max().unwrap_or(0);
@@ -132,6 +164,20 @@ impl World {
             Event::Wait => self.run(50),
         }
         self.run(3);
+    }
+
+    fn promote(&mut self, at: usize) {
+        let highest = self.nodes.iter().map(|node| node.timeline).max().unwrap_or(0);
+        self.nodes[at].writer = true;
+        self.nodes[at].timeline = highest + 1;
+    }
+
+    fn command(&mut self, command: Command) {
+        self.cluster.handle_command(self.now, CommandId(1), command);
+    }
+
+    fn is_held(&self) -> bool {
+        self.cluster.view().is_holding()
     }
 
     /// The node that must be the writer once all is quiet: the only one with the highest claim.
@@ -209,4 +255,108 @@ fn a_signal_alone_changes_nothing() {
         assert_eq!(world.chosen(), Some(0));
     }
     assert_eq!(world.published, before);
+}
+
+#[test]
+fn a_switchover_holds_until_the_new_writer_is_verified() {
+    let mut world = World::new();
+    world.running = 2;
+    world.command(Command::Switchover(None));
+    world.run(50);
+    assert!(world.is_held() && world.answers.is_empty());
+    assert_eq!(world.chosen(), Some(0), "what runs can end");
+    world.running = 0;
+    world.run(20);
+    assert_eq!(world.answers, [Ok(())]);
+    assert!(!world.is_held());
+    assert_ne!(world.chosen(), Some(0));
+}
+
+#[test]
+fn transactions_that_do_not_end_abort_it_or_are_ended() {
+    for action in [DrainAction::Abort, DrainAction::Kill] {
+        let mut world = World::new();
+        let mut own = options();
+        own.plan.drain_action = action;
+        world.cluster.handle_options(world.now, own);
+        world.running = 2;
+        world.command(Command::Switchover(None));
+        world.run(10_100);
+        assert!(!world.is_held());
+        let aborted = "switchover aborted: 2 transactions still running".to_owned();
+        match action {
+            DrainAction::Abort => {
+                assert_eq!(world.answers, [Err(aborted)]);
+                assert_eq!(world.chosen(), Some(0));
+            }
+            DrainAction::Kill => assert_eq!(world.answers, [Ok(())]),
+        }
+    }
+}
+
+#[test]
+fn a_promotion_that_fails_ends_with_an_election_of_all() {
+    let mut world = World::new();
+    world.promotes = Err("no".into());
+    world.command(Command::Switchover(None));
+    world.run(300);
+    assert_eq!(world.answers, [Err("promotion failed: no".into())]);
+    assert!(!world.is_held());
+    assert_eq!(world.chosen(), Some(0));
+}
+
+#[test]
+fn every_event_during_a_switchover_ends_with_an_answer_and_the_rightful_writer() {
+    let events = [
+        Event::Kill(0),
+        Event::Kill(1),
+        Event::Promote(2),
+        Event::Signal,
+        Event::Start(0),
+        Event::Wait,
+    ];
+    for code in 0..events.len().pow(3) {
+        let mut world = World::new();
+        world.running = code % 2;
+        world.command(Command::Switchover(None));
+        let mut rest = code;
+        for _ in 0..3 {
+            world.happen(events[rest % events.len()]);
+            rest /= events.len();
+        }
+        world.running = 0;
+        world.run(400);
+        assert_eq!(world.answers.len(), 1, "{code}");
+        let highest = world.nodes.iter().filter(|n| n.writer).map(|n| n.timeline).max();
+        match world.rightful().filter(|at| Some(world.nodes[*at].timeline) == highest) {
+            Some(at) => {
+                assert_eq!(world.chosen(), Some(at), "{code}");
+                assert!(!world.is_held(), "{code}");
+            }
+            None => assert!(world.is_held(), "{code}"),
+        }
+    }
+}
+
+#[test]
+fn a_hold_ends_with_release_or_with_another_writer() {
+    for released in [true, false] {
+        let mut world = World::new();
+        world.command(Command::Hold);
+        world.run(10);
+        assert_eq!(world.answers, [Ok(())]);
+        world.happen(Event::Kill(0));
+        world.happen(Event::Signal);
+        world.happen(Event::Start(0));
+        world.run(100);
+        assert!(world.is_held(), "the same writer is still held");
+        if released {
+            world.command(Command::Release);
+        } else {
+            world.happen(Event::Promote(1));
+        }
+        world.run(100);
+        assert!(!world.is_held());
+        assert_eq!(world.chosen(), Some(if released { 0 } else { 1 }));
+    }
 }

@@ -5,16 +5,21 @@
 
 mod dial;
 pub mod probe;
+mod promote;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use switchyard_core::ids::Ticket;
 
 use switchyard_core::switchover::cluster::{Cluster, Effect, Severity};
 use switchyard_core::switchover::options::Options;
+use switchyard_core::switchover::planned::{Command, CommandId, PromotionId};
 use switchyard_core::switchover::probe::{Answer, ProbeId, SignalKind, TopologyId};
-use switchyard_core::switchover::snapshot::ClusterSnapshot;
+use switchyard_core::switchover::snapshot::{Change, ClusterSnapshot};
 use switchyard_core::switchover::topology::{Endpoint, TopologyRow};
 use switchyard_core::switchover::view::{NodeId, View};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -30,6 +35,8 @@ pub struct ClusterOptions {
     pub machine: Options,
     /// For its probes.
     pub login: ProbeLogin,
+    /// The program that promotes, if one does.
+    pub promote_command: Option<String>,
 }
 
 /// What the cluster's task is told.
@@ -38,17 +45,36 @@ enum Input {
     Answer(NodeId, ProbeId, Answer),
     Topology(TopologyId, Result<Vec<TopologyRow>, String>),
     Signal(Option<NodeId>, SignalKind),
+    Command(CommandId, Command),
+    Running(u64, usize),
+    Promoted(PromotionId, Result<(), String>),
+    Verified(PromotionId, Result<(), String>),
     Options(Box<ClusterOptions>),
     Stop,
 }
 
-/// Called with each published view, on the services thread. Answers how many clients waited for a
-/// writer that is there again.
-pub type Publish = Box<dyn Fn(&str, &View) -> Option<usize> + Send + Sync>;
+/// What the services ask of the rest of the process. Called on the services thread.
+pub trait House: Send + Sync {
+    /// A view was published. Answers how many clients waited for the end of a hold.
+    fn publish(&self, database: &str, view: &View) -> Option<usize>;
+    /// Count the transactions on the writer; answered by [`Services::running`], perhaps at once.
+    fn count(&self, database: &str, round: u64) -> Option<usize>;
+    /// Close the servers of a node that are linked to clients.
+    fn cut(&self, database: &str, node: NodeId);
+    /// The answer to an operator.
+    fn answer(&self, console: Ticket, result: Result<(), String>);
+    /// A record is complete.
+    fn record(&self, database: &str, change: &Change);
+    /// System and timeline that have to outlast the process.
+    fn remember(&self, database: &str, system: Option<u64>, timeline: Option<u32>);
+    /// What an earlier process has remembered.
+    fn recall(&self, database: &str) -> (Option<u64>, Option<u32>);
+}
 
 struct Context {
-    publish: Publish,
+    house: Arc<dyn House>,
     log: Arc<Log>,
+    asked: Mutex<HashMap<CommandId, (String, Ticket)>>,
 }
 
 /// A cluster that is being watched.
@@ -65,6 +91,8 @@ type Start =
 pub struct Services {
     start: UnboundedSender<Start>,
     clusters: Mutex<BTreeMap<String, Watched>>,
+    context: Arc<Context>,
+    commands: AtomicU64,
 }
 
 impl std::fmt::Debug for Services {
@@ -79,10 +107,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Services {
     /// Starts the thread.
-    pub fn start(publish: Publish, log: Arc<Log>) -> io::Result<Self> {
+    pub fn start(house: Arc<dyn House>, log: Arc<Log>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (start, mut starts) = unbounded_channel::<Start>();
-        let context = Arc::new(Context { publish, log });
+        let context = Arc::new(Context { house, log, asked: Mutex::default() });
+        let shared = Arc::clone(&context);
         std::thread::Builder::new().name("services".into()).spawn(move || {
             let local = LocalSet::new();
             local.block_on(&runtime, async move {
@@ -91,7 +120,8 @@ impl Services {
                 }
             });
         })?;
-        Ok(Services { start, clusters: Mutex::default() })
+        let (clusters, commands) = (Mutex::default(), AtomicU64::new(0));
+        Ok(Services { start, clusters, context: shared, commands })
     }
 
     /// The clusters to watch from now on; those known already keep their state.
@@ -114,7 +144,9 @@ impl Services {
                     let _ = watched.inputs.send(Input::Options(Box::new(options)));
                 }
                 None => {
-                    let machine = Cluster::new(Instant::now(), options.machine.clone());
+                    let (system, timeline) = self.context.house.recall(&name);
+                    let (now, own) = (Instant::now(), options.machine.clone());
+                    let machine = Cluster::remembering(now, own, system, timeline);
                     let machine = Arc::new(Mutex::new(machine));
                     let (inputs, received) = unbounded_channel();
                     let start = (Arc::clone(&machine), options.clone(), inputs.clone(), received);
@@ -129,6 +161,22 @@ impl Services {
     pub fn signal(&self, database: &str, node: Option<NodeId>, kind: SignalKind) {
         if let Some(watched) = lock(&self.clusters).get(database) {
             let _ = watched.inputs.send(Input::Signal(node, kind));
+        }
+    }
+
+    /// An operator's command; the answer goes to the console. False if there is no such cluster.
+    pub fn command(&self, database: &str, command: Command, console: Ticket) -> bool {
+        let clusters = lock(&self.clusters);
+        let Some(watched) = clusters.get(database) else { return false };
+        let id = CommandId(self.commands.fetch_add(1, Ordering::Relaxed));
+        lock(&self.context.asked).insert(id, (database.to_owned(), console));
+        watched.inputs.send(Input::Command(id, command)).is_ok()
+    }
+
+    /// So many transactions run on the writer of a cluster.
+    pub fn running(&self, database: &str, round: u64, running: usize) {
+        if let Some(watched) = lock(&self.clusters).get(database) {
+            let _ = watched.inputs.send(Input::Running(round, running));
         }
     }
 
@@ -170,63 +218,155 @@ impl Nodes {
     }
 }
 
+/// One cluster's task.
+struct Watch {
+    database: String,
+    machine: Arc<Mutex<Cluster>>,
+    options: ClusterOptions,
+    nodes: Nodes,
+    context: Arc<Context>,
+}
+
 /// Drives one cluster.
 async fn watch((machine, options, inputs, mut received): Start, context: Arc<Context>) {
+    let login = Arc::new(options.login.clone());
+    let nodes = Nodes { login, inputs, senders: HashMap::new() };
     let database = options.machine.database.clone();
-    let mut sql = options.machine.topology_query.clone();
-    let mut nodes = Nodes { login: Arc::new(options.login), inputs, senders: HashMap::new() };
+    let mut watch = Watch { database, machine, options, nodes, context };
     loop {
         let (effects, timeout) = {
-            let mut machine = lock(&machine);
+            let mut machine = lock(&watch.machine);
             let effects: Vec<Effect> = std::iter::from_fn(|| machine.poll_effect()).collect();
             (effects, machine.poll_timeout())
         };
         let mut released = None;
         for effect in effects {
-            match effect {
-                Effect::Publish(view) => {
-                    released = (context.publish)(&database, &view).or(released)
-                }
-                Effect::Log(severity, text) => context.log.write(level(severity), &text),
-                Effect::Ask { node, endpoint, id, question, via, deadline } => {
-                    let request = Request::Ask { id, question, via, deadline };
-                    nodes.ask(node, endpoint, request);
-                }
-                Effect::RunTopology { node, id } => nodes.topology(node, id, sql.clone()),
-                Effect::Forget(node) => drop(nodes.senders.remove(&node)),
-            }
+            released = watch.act(effect).or(released);
         }
         if let Some(clients) = released {
-            lock(&machine).handle_release(Instant::now(), clients);
+            lock(&watch.machine).handle_release(Instant::now(), clients);
             continue;
         }
         let timeout = timeout.unwrap_or_else(|| Instant::now() + probe::PATIENCE);
         let input = tokio::select! {
             input = received.recv() => match input {
-                Some(Input::Stop) | None => return,
+                Some(Input::Stop) | None => return watch.forget(),
                 Some(input) => Some(input),
             },
             () = tokio::time::sleep_until(timeout.into()) => None,
         };
-        let (mut machine, now) = (lock(&machine), Instant::now());
+        watch.feed(input);
+    }
+}
+
+impl Watch {
+    /// Carries out an order; answers how many clients waited, if that ended a hold.
+    fn act(&mut self, effect: Effect) -> Option<usize> {
+        let database = &self.database;
+        match effect {
+            Effect::Publish(view) => return self.context.house.publish(database, &view),
+            Effect::Log(severity, text) => self.context.log.write(level(severity), &text),
+            Effect::Ask { node, endpoint, id, question, via, deadline } => {
+                let request = Request::Ask { id, question, via, deadline };
+                self.nodes.ask(node, endpoint, request);
+            }
+            Effect::RunTopology { node, id } => {
+                let sql = self.options.machine.topology_query.clone();
+                self.nodes.topology(node, id, sql);
+            }
+            Effect::Forget(node) => drop(self.nodes.senders.remove(&node)),
+            Effect::Count(round) => {
+                if let Some(running) = self.context.house.count(database, round) {
+                    let _ = self.nodes.inputs.send(Input::Running(round, running));
+                }
+            }
+            Effect::Kill(node) => self.context.house.cut(database, node),
+            Effect::Promote { id, name, endpoint, old, deadline, .. } => {
+                let order = promote::Order {
+                    command: self.options.promote_command.clone(),
+                    name,
+                    endpoint,
+                    old,
+                    deadline,
+                };
+                let (login, inputs) = (Arc::clone(&self.nodes.login), self.nodes.inputs.clone());
+                tokio::task::spawn_local(async move {
+                    let result = promote::run(order, &login).await;
+                    let _ = inputs.send(Input::Promoted(id, result));
+                });
+            }
+            Effect::Verify { id, node } => self.verify(id, node),
+            Effect::Answer(id, result) => {
+                let console = lock(&self.context.asked).remove(&id);
+                if let Some((_, console)) = console {
+                    self.context.house.answer(console, result);
+                }
+            }
+            Effect::Recorded(change) => {
+                let (context, database) = (Arc::clone(&self.context), self.database.clone());
+                tokio::task::spawn_local(async move {
+                    // The last clients that waited are still on their way.
+                    tokio::time::sleep(SETTLED).await;
+                    context.house.record(&database, &change);
+                });
+            }
+            Effect::Remember(system, timeline) => {
+                self.context.house.remember(database, system, timeline);
+            }
+        }
+        None
+    }
+
+    fn verify(&self, id: PromotionId, node: NodeId) {
+        let view = lock(&self.machine).view().clone();
+        let (login, inputs) = (Arc::clone(&self.nodes.login), self.nodes.inputs.clone());
+        let endpoint =
+            view.node(node).map(|node| Endpoint { host: node.host.clone(), port: node.port });
+        tokio::task::spawn_local(async move {
+            let result = match endpoint {
+                Some(endpoint) => promote::verify(&endpoint, &login).await,
+                None => Err("the new writer is gone".into()),
+            };
+            let _ = inputs.send(Input::Verified(id, result));
+        });
+    }
+
+    fn feed(&mut self, input: Option<Input>) {
+        let (mut machine, now) = (lock(&self.machine), Instant::now());
         match input {
             None => machine.handle_timeout(now),
             Some(Input::Answer(node, id, answer)) => machine.handle_answer(now, node, id, answer),
             Some(Input::Topology(id, rows)) => machine.handle_topology(now, id, rows),
             Some(Input::Signal(node, kind)) => machine.handle_signal(now, node, kind),
+            Some(Input::Command(id, command)) => machine.handle_command(now, id, command),
+            Some(Input::Running(round, count)) => machine.handle_running(now, round, count),
+            Some(Input::Promoted(id, result)) => machine.handle_promoted(now, id, result),
+            Some(Input::Verified(id, result)) => machine.handle_verified(now, id, result),
             Some(Input::Options(options)) => {
-                if *nodes.login != options.login {
+                if *self.nodes.login != options.login {
                     // Probes log in anew with their next question.
-                    nodes.login = Arc::new(options.login);
-                    nodes.senders.clear();
+                    self.nodes.login = Arc::new(options.login.clone());
+                    self.nodes.senders.clear();
                 }
-                sql.clone_from(&options.machine.topology_query);
-                machine.handle_options(now, options.machine);
+                machine.handle_options(now, options.machine.clone());
+                self.options = *options;
             }
-            Some(Input::Stop) => return,
+            Some(Input::Stop) => {}
+        }
+    }
+
+    /// The cluster is watched no more: nobody waits for it in vain.
+    fn forget(&self) {
+        let mut asked = lock(&self.context.asked);
+        let gone = asked.extract_if(|_, (database, _)| *database == self.database);
+        for (_, (_, console)) in gone.collect::<Vec<_>>() {
+            self.context.house.answer(console, Err("database removed".into()));
         }
     }
 }
+
+/// Time after a release in which clients that waited get their servers.
+const SETTLED: Duration = Duration::from_secs(1);
 
 fn level(severity: Severity) -> Level {
     match severity {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use switchyard_auth::secret::Secret;
 use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError, ServerLoginStep};
 use switchyard_core::switchover::probe::{
-    Answer, Cheap, Facts, Failure, FailureKind, ProbeId, Question, Status, TopologyId, Via,
+    Answer, Cheap, Facts, Failure, FailureKind, ProbeId, Question, Status, Stream, TopologyId, Via,
 };
 use switchyard_core::switchover::topology::{self, Endpoint};
 use switchyard_core::switchover::view::NodeId;
@@ -62,10 +62,12 @@ const FACTS: [&str; 2] = [
      else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int::text end, \
      (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end \
      - '0/0'::pg_lsn)::text, \
-     (extract(epoch from pg_postmaster_start_time()) * 1000000)::int8::text",
+     (extract(epoch from pg_postmaster_start_time()) * 1000000)::int8::text, \
+     coalesce(host(inet_server_addr()) || ':' || inet_server_port(), 'unix'), \
+     case when pg_is_in_recovery() then (select count(*) from pg_stat_wal_receiver)::text end",
     "select null, case when pg_is_in_recovery() then null \
      else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int::text end, \
-     null, null",
+     null, null, null, null",
 ];
 
 /// What the node has reported of its role on this connection.
@@ -79,7 +81,8 @@ enum Report {
     Changed,
 }
 
-struct Connection {
+/// A connection to a node.
+pub(super) struct Connection {
     socket: Box<dyn Socket>,
     input: Vec<u8>,
     /// Answers that end with ReadyForQuery and have not come.
@@ -191,7 +194,8 @@ async fn ask(
 }
 
 impl Connection {
-    async fn open(endpoint: &Endpoint, login: &ProbeLogin) -> Result<Self, Failure> {
+    /// Connects and logs in.
+    pub(super) async fn open(endpoint: &Endpoint, login: &ProbeLogin) -> Result<Self, Failure> {
         let socket = dial(endpoint, &login.tls).await?;
         let mut connection = Connection {
             socket,
@@ -279,7 +283,22 @@ impl Connection {
                 lsn: cell(1, 2).and_then(|text| text.parse().ok()),
                 started: cell(1, 3).and_then(|text| text.parse().ok()),
                 cheap: if cheap { Cheap::Enough } else { Cheap::TooLittle },
+                address: cell(1, 4).map(str::to_owned),
+                stream: match cell(1, 5) {
+                    None => Stream::Unknown,
+                    Some("0") => Stream::Broken,
+                    Some(_) => Stream::Flowing,
+                },
             });
+        }
+    }
+
+    /// Runs SQL; answers the first column of its first row.
+    pub(super) async fn value(&mut self, sql: &str) -> Result<Option<String>, Failure> {
+        self.query(sql).await?;
+        match self.error.take() {
+            Some(error) => Err(error),
+            None => Ok(self.rows.first().and_then(|row| row.first()?.clone())),
         }
     }
 

@@ -151,6 +151,7 @@ impl Worker {
         if let Some(since) = client.waiting_since.take() {
             let waited = self.now.saturating_duration_since(since).as_micros();
             Stats::add(&stats.wait_time, waited as u64);
+            server.pool.entry.meters.served(self.now, since);
         }
         client.set_activity(Activity::Linked(slot));
         server.purpose = client.place.as_ref().map_or(Want::Writer, |place| place.want);

@@ -19,6 +19,7 @@ use crate::shared::Shared;
 use crate::tls::Transport;
 use crate::worker::buffer::Pending;
 use crate::worker::console::ConsoleClient;
+use crate::worker::doubt::Doubt;
 use crate::worker::hooking::Asking;
 use crate::worker::routes::Routes;
 use crate::worker::server::{Unread, pointer};
@@ -181,6 +182,8 @@ pub struct Client {
     pub moving: Option<Place>,
     /// Where else they have gone.
     pub routes: Option<Box<Routes>>,
+    /// A statement that was refused, while its node is asked.
+    pub doubt: Option<Box<Doubt>>,
     /// Whether a message is with the hooks.
     pub asking: Asking,
     /// Where they went at login.
@@ -226,6 +229,7 @@ impl Client {
             place: None,
             moving: None,
             routes: None,
+            doubt: None,
             asking: Asking::Unknown,
             home: None,
             key: [0; 8],
@@ -254,6 +258,11 @@ impl Client {
     /// Whether it keeps its server for what it has set there.
     pub fn is_pinned(&self) -> bool {
         matches!(&self.stage, Stage::Session(session, _) if session.kept() == Kept::Pinned)
+    }
+
+    /// Whether a message of its was passed on in part only.
+    pub fn is_inside_message(&self) -> bool {
+        matches!(&self.stage, Stage::Session(session, _) if session.is_inside_message())
     }
 
     /// Changes what it is doing in its session.

@@ -7,16 +7,15 @@ use std::sync::atomic::Ordering;
 
 use switchyard_core::client::session::Loyalty;
 use switchyard_core::client::untracked::Kept;
-use switchyard_core::pool::{OpenFailure, OpenFailureKind, Want};
+use switchyard_core::pool::{OpenFailure, OpenFailureKind};
 use switchyard_core::switchover::probe::SignalKind;
-use switchyard_core::switchover::view::{NodeId, Role};
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Recv};
 use switchyard_wire::build::{self, Report};
 use switchyard_wire::tag::frontend;
 
-use crate::entries::Entry;
 use crate::log::Level;
+use crate::meters::Blow;
 use crate::snapshot::Logged;
 use crate::worker::client::{Activity, Lookup, Stage};
 use crate::worker::message::Message;
@@ -251,6 +250,9 @@ impl Worker {
         let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
         self.drop_server(slot, reason);
         if let Some(client) = client {
+            if pool.entry.is_cluster() {
+                pool.entry.meters.befell(now, Blow::Disconnect);
+            }
             self.close_client(client, reason, Farewell::fatal());
         }
         pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
@@ -266,6 +268,7 @@ impl Worker {
             self.shared.suspect(&pool, server.lane, SignalKind::Disconnected);
         }
         self.drop_server(slot, reason);
+        pool.entry.meters.befell(now, Blow::Error);
         pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
         if self.snapshot.log.pooler_errors == Logged::Yes {
             let line = "pooler error: server connection lost during switchover";
@@ -297,29 +300,6 @@ impl Worker {
         let mut told = Vec::new();
         session.lose(owed, &mut told);
         Some((key, told))
-    }
-
-    /// The roles of a cluster's nodes have changed: servers of a node that is not the writer any
-    /// more and answers nothing, or as a standby, cannot finish what clients sent there to write.
-    pub(super) fn fence(&mut self, entry: &Arc<Entry>) {
-        let view = entry.view();
-        let lost = |server: &Server| {
-            let node = view.node(NodeId(server.lane.0));
-            let usable = node.is_some_and(|node| match server.purpose {
-                Want::Writer => node.role == Role::Writer,
-                Want::Reader | Want::ReaderOnly | Want::Any | Want::Node(_) => {
-                    node.role != Role::Unknown
-                }
-            });
-            Arc::ptr_eq(&server.pool.entry, entry) && !usable
-        };
-        let servers = self.servers.iter().filter_map(|(key, slot)| {
-            let server = slot.here.as_ref().filter(|server| lost(server))?;
-            server.client().map(|_| key)
-        });
-        for key in servers.collect::<Vec<_>>() {
-            self.server_lost(key, "server conn crashed?");
-        }
     }
 
     /// An attempt to open a server failed: the pool decides what that means for those who wait.

@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use switchyard_core::console::tables::Row;
 use switchyard_core::ids::LaneId;
-use switchyard_core::switchover::snapshot::ClusterSnapshot;
+use switchyard_core::switchover::snapshot::{Change, ClusterSnapshot, Kind};
 use switchyard_core::switchover::view::{NodeState, Role};
 
 use crate::log::time_text;
@@ -44,10 +44,14 @@ impl Worker {
         let row = |cluster: ClusterSnapshot| {
             let writer = cluster.nodes.iter().find(|node| Some(node.view.id) == cluster.writer);
             let up = cluster.nodes.iter().filter(|node| node.view.state == NodeState::Up);
-            let held = if writer.is_none() { self.waiting(&cluster.database) } else { 0 };
-            let last = cluster.changes.iter().rev().find(|change| !change.old.is_empty());
-            let stall = last.and_then(|change| Some((change.released?.0, change.lost)));
-            let changes = cluster.changes.iter().filter(|change| !change.old.is_empty());
+            let holding = cluster.held_since.is_some();
+            let held = if holding { self.waiting(&cluster.database) } else { 0 };
+            let done = |change: &&Change| {
+                change.elected.is_some() && change.kind != Kind::Aborted && change.old != change.new
+            };
+            let last = cluster.changes.iter().rev().find(done);
+            let stall = last.and_then(|change| Some((change.released?.0, change.began)));
+            let changes = cluster.changes.iter().filter(done);
             let age = |at: Instant| now.saturating_duration_since(at);
             vec![
                 text(&cluster.database),
@@ -63,7 +67,7 @@ impl Worker {
                 text(held),
                 cluster.held_since.map(|at| moment(now, at)),
                 text(changes.count()),
-                last.map(|change| moment(now, change.elected)),
+                last.and_then(|change| Some(moment(now, change.elected?))),
                 stall.map(|(end, start)| (end - start).as_millis().to_string()),
                 cluster.topology_at.map(|at| age(at).as_secs().to_string()),
                 cluster.error,
@@ -78,8 +82,6 @@ impl Worker {
         for cluster in self.snapshots() {
             let entry = self.shared.known_entry(&cluster.database);
             let pools = entry.map_or(Vec::new(), |entry| entry.pools());
-            let writer = cluster.nodes.iter().find(|node| node.view.role == Role::Writer);
-            let head = writer.and_then(|node| node.lsn);
             for node in &cluster.nodes {
                 let lane = Some(LaneId(node.view.id.0));
                 let counts = pools.iter().map(|pool| pool.lock().machine.counts(now, lane));
@@ -87,7 +89,6 @@ impl Worker {
                     (active + counts.busy, idle + counts.idle + counts.used)
                 });
                 let reader = node.view.role == Role::Reader;
-                let lag = head.zip(node.lsn).map(|(head, at)| head.saturating_sub(at));
                 let age = node.answered_at.map(|at| now.saturating_duration_since(at));
                 rows.push(vec![
                     text(&cluster.database),
@@ -98,7 +99,7 @@ impl Worker {
                     text(node.view.state.text()),
                     node.timeline.map(|timeline| timeline.to_string()),
                     node.lsn.map(lsn),
-                    lag.filter(|_| reader).map(|lag| lag.to_string()),
+                    node.lag.filter(|_| reader).map(|lag| lag.to_string()),
                     node.round_trip.map(|took| took.as_millis().to_string()),
                     age.map(|age| age.as_millis().to_string()),
                     text(node.failures),
@@ -119,36 +120,45 @@ impl Worker {
     pub(super) fn switchover_rows(&self) -> Vec<Row> {
         let now = Instant::now();
         let clusters = self.snapshots();
-        let mut all: Vec<_> = clusters
+        let mut all: Vec<(&String, &Change)> = clusters
             .iter()
             .flat_map(|cluster| cluster.changes.iter().map(|change| (&cluster.database, change)))
-            .filter(|(_, change)| !change.old.is_empty())
             .collect();
-        all.sort_by_key(|(_, change)| std::cmp::Reverse(change.elected));
-        let row = |(database, change): (&String, &_)| {
-            let change: &switchyard_core::switchover::snapshot::Change = change;
-            let since = |at: Instant| (at - change.lost).as_millis().to_string();
-            let number = |value: Option<u32>| value.map(|value| value.to_string());
-            let mut row = vec![
-                text(change.epoch),
-                text(database),
-                text(if change.old == change.new { "restart" } else { "failover" }),
-                text(&change.reason),
-                text(&change.old),
-                text(&change.new),
-                number(change.timelines.0),
-                number(change.timelines.1),
-                text(moment(now, change.lost)),
-                text(0),
-                text(since(change.elected)),
-                change.released.map(|(at, _)| since(at)),
-                change.released.map(|(_, clients)| clients.to_string()),
-            ];
-            // Not counted in this version.
-            row.extend(std::iter::repeat_n(None, 7));
-            row.push(text("ok"));
-            row
-        };
-        all.into_iter().map(row).collect()
+        all.sort_by_key(|(_, change)| std::cmp::Reverse(change.began));
+        all.into_iter()
+            .map(|(database, change)| self.switchover_row(now, database, change))
+            .collect()
+    }
+
+    fn switchover_row(&self, now: Instant, database: &str, change: &Change) -> Row {
+        let since =
+            |at: Instant| at.saturating_duration_since(change.began).as_millis().to_string();
+        let number = |value: Option<u32>| value.map(|value| value.to_string());
+        let entry = self.shared.known_entry(database);
+        let tally = entry.and_then(|entry| entry.meters.tally(change.id)).unwrap_or_default();
+        let mut row = vec![
+            text(change.id),
+            text(database),
+            text(change.kind.text()),
+            text(&change.trigger),
+            text(&change.old),
+            Some(change.new.clone()).filter(|name| !name.is_empty()),
+            number(change.timelines.0),
+            number(change.timelines.1),
+            text(moment(now, change.began)),
+            text(since(change.detected)),
+            change.elected.map(since),
+            change.released.map(|(at, _)| since(at)),
+        ];
+        // The queue only grows while it is held: it is longest at the end.
+        let numbers = [tally.held, tally.held, tally.errors, tally.disconnected, tally.timeouts];
+        row.extend(numbers.map(text));
+        match tally.stalls() {
+            Some(stalls) => row.extend(stalls.map(text)),
+            None => row.extend([None, None, None]),
+        }
+        let result = if change.result.is_empty() { "holding" } else { &change.result };
+        row.push(text(result));
+        row
     }
 }

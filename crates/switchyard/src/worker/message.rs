@@ -4,9 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use switchyard_core::ids::{Ticket, WorkerId};
+use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_io::{Accepted, Key};
 
+use crate::clusters::Census;
 use crate::entries::Entry;
 use crate::hooks::{Host, Notice};
 use crate::pools::{Order, SharedPool};
@@ -43,6 +44,12 @@ pub enum Message {
     View(Arc<Entry>),
     /// News of the processes that run hooks.
     Hook(Arc<Host>, Notice),
+    /// Count the transactions on the writer in session pools.
+    Count(Arc<Census>),
+    /// Close the servers of a node that are linked to clients of an entry.
+    Cut(Arc<Entry>, LaneId),
+    /// A command to a cluster has ended.
+    Answered(Ticket, Result<(), String>),
     /// The settings were replaced.
     Settings,
     /// Answer a question of a console.
@@ -95,8 +102,11 @@ impl Worker {
             }
             Message::View(entry) => {
                 self.forget_verdicts();
-                self.fence(&entry);
+                self.view_changed(&entry);
             }
+            Message::Count(census) => self.take_census(&census),
+            Message::Cut(entry, lane) => self.cut(&entry, lane),
+            Message::Answered(console, result) => self.answered(console, result),
             Message::Settings => {
                 self.snapshot = self.shared.snapshot();
                 self.take_hooks();

@@ -19,6 +19,8 @@ mod close;
 mod clusters;
 pub mod connect;
 pub mod console;
+pub mod doubt;
+mod fence;
 pub mod hooking;
 mod login;
 pub mod message;
@@ -76,6 +78,8 @@ enum Todo {
     Grant(Key, Box<Server>),
     /// A client may finish its login.
     Welcome(Key),
+    /// What is known of a refused statement.
+    Doubt(Key),
     /// More connections may wait at a listener.
     Accept(usize),
 }
@@ -298,6 +302,7 @@ impl Worker {
                 Some(Todo::Server(key)) => self.read_server(key),
                 Some(Todo::Grant(key, server)) => self.grant(key, server),
                 Some(Todo::Welcome(key)) => self.welcome(key),
+                Some(Todo::Doubt(key)) => self.look_at_doubt(key),
                 Some(Todo::Accept(index)) => self.accept(index),
                 None => {
                     self.shared.sharing.settle(self.now, &mut self.orders);

@@ -55,6 +55,7 @@ impl Worker {
         if client.output.len() > CLIENT_BACKLOG
             || matches!(client.asking, Asking::Asked(..))
             || client.moving.is_some()
+            || client.doubt.is_some()
         {
             return false;
         }
@@ -68,6 +69,11 @@ impl Worker {
             Stage::Session(_, Activity::Linked(slot)) => {
                 let server = servers.get(*slot).and_then(|slot| slot.here.as_ref());
                 server.is_some_and(|server| match &server.stage {
+                    ServerStage::Ready(link, _)
+                        if server.is_kept_from_writer() && link.is_free() =>
+                    {
+                        client.is_inside_message()
+                    }
                     ServerStage::Ready(link, _) => {
                         server.output.is_empty() && link.outstanding().len() < OUTSTANDING_MAX
                     }
@@ -355,18 +361,22 @@ impl Worker {
                 self.shared.suspect(&server.pool, server.lane, kind);
             }
         }
+        let lane = server.lane;
         let kept = matches!(server.stage, ServerStage::Ready(_, Use::Kept(_)));
         let odd = received.unexpected.filter(|_| !kept).map(|tag| (tag, server.prefix()));
         if !received.told.is_empty() {
             self.tell(key, client_key, &received);
         }
         if let Some(client) = client_key {
+            let withheld = self.withhold(client, lane, data);
             self.note_progress(client, key, &received);
             if self.servers.get(key).is_none() {
                 self.reply.clear();
                 return data.len();
             }
-            self.pass_to_client(client, data);
+            if !withheld {
+                self.pass_to_client(client, data);
+            }
         }
         self.reply.clear();
         if let Some((tag, prefix)) = odd {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use switchyard_config::PoolMode;
 use switchyard_core::client::untracked::Kept;
 use switchyard_core::ids::{LaneId, ServerId, WorkerId};
 use switchyard_core::pool::Want;
@@ -169,6 +170,12 @@ impl Server {
             | Stage::Between
             | Stage::Asked(_) => None,
         }
+    }
+
+    /// Whether the next transaction of its session has to wait, because an operator holds clients.
+    #[inline]
+    pub fn is_kept_from_writer(&self) -> bool {
+        self.pool.is_held() && self.pool.mode() == PoolMode::Session && self.purpose == Want::Writer
     }
 
     /// Changes what a logged-in server is used for.

@@ -2,9 +2,11 @@
 
 use switchyard_config::PoolMode;
 use switchyard_config::value::{RouteInTransaction, UntrackedSet};
+use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::{
     Counted, Detour, Hooking, Misuse, Reprepare, Rules, Simple, Stop, Tracking, Untracked,
 };
+use switchyard_core::pool::Want;
 use switchyard_core::server::link::{Received, Status, Told};
 use switchyard_core::server::request::HiddenQuery;
 use switchyard_io::Key;
@@ -150,6 +152,7 @@ impl Worker {
                 RouteInTransaction::Error | RouteInTransaction::Switch => Detour::Fails,
             },
             loyalty: place.pool.loyalty(),
+            keeping: if place.want == Want::Writer { place.pool.keeping() } else { Keeping::Off },
             misuse: if settings.prepared_statement_errors { Misuse::Fails } else { Misuse::Closes },
             reprepare: match settings.prepared_statement_reprepare {
                 true => Reprepare::On,

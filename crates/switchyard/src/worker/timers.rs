@@ -11,6 +11,7 @@ use switchyard_core::server::link::Status;
 use switchyard_io::Key;
 use switchyard_wire::build::{self, Report};
 
+use crate::meters::Blow;
 use crate::worker::Worker;
 use crate::worker::client::{Activity, Client, Notice, Place, Stage};
 use crate::worker::close::Farewell;
@@ -55,6 +56,10 @@ impl Worker {
     }
 
     fn tick_clients(&mut self) {
+        let doubtful = self.clients.iter().filter(|(_, client)| client.doubt.is_some());
+        for key in doubtful.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.look_at_doubt(key);
+        }
         let due: Vec<(Key, Due)> = self
             .clients
             .iter()
@@ -62,10 +67,22 @@ impl Worker {
             .collect();
         for (key, due) in due {
             match due {
-                Due::Close(reason) => self.close_client(key, reason, Farewell::fatal()),
+                Due::Close(reason) => {
+                    if reason == "query_wait_timeout" {
+                        self.note_timeout(key);
+                    }
+                    self.close_client(key, reason, Farewell::fatal());
+                }
                 Due::CloseBoth(slot, reason) => self.close_both(key, slot, reason),
                 Due::Notice => self.queue_notice(key),
             }
+        }
+    }
+
+    fn note_timeout(&self, key: Key) {
+        let place = self.clients.get(key).and_then(|client| client.place.as_ref());
+        if let Some(place) = place.filter(|place| place.pool.entry.view().is_holding()) {
+            place.pool.entry.meters.befell(self.now, Blow::Timeout);
         }
     }
 

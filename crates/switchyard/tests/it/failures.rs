@@ -42,7 +42,9 @@ fn survive(
     let complaints = &cost.complaints;
     assert_eq!((cost.disconnects, cost.wrong, cost.lost), (0, 0, 0), "{complaints:?}");
     assert_eq!((cost.doubled, cost.stale), (0, 0), "{complaints:?}");
-    assert!(cost.errors <= WRITERS, "{complaints:?}");
+    // One for each client whose statement was under way when a server went.
+    let losses = pooler.log()?.matches("holding clients").count().max(1);
+    assert!(cost.errors <= WRITERS * losses, "{complaints:?}");
     assert_eq!(cost.stalls.len(), WRITERS);
     let last = cost.stalls.last().copied().unwrap_or_default();
     assert!(last < SOON, "{last:?} {}", pooler.log()?);
@@ -170,5 +172,118 @@ fn clients_wait_while_all_nodes_are_down() -> io::Result<()> {
     let held = held.join().map_err(|_| io::Error::other("a panic"))?;
     assert_eq!(held?, ["f"]);
     assert_eq!(late.run("select pg_is_in_recovery()")?, ["f"]);
+    Ok(())
+}
+
+#[test]
+fn a_first_statement_goes_to_the_writer_when_its_node_is_read_only() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let mut cluster = Cluster::start()?;
+    let role = "select case when pg_is_in_recovery() then 'on' \
+                else current_setting('default_transaction_read_only') end";
+    let entry = format!("{} recovery_query='{}'", cluster.entry("app"), role.replace('\'', "''"));
+    // Nobody but a client's statement finds out soon.
+    let settings = "pool_mode = transaction\npolling_frequency = 30";
+    let pooler = Pooler::start(super::program(), &entry, settings)?;
+    let readers = || pooler.log().is_ok_and(|log| log.matches("up as reader").count() == 2);
+    wait_until("two standbys", readers)?;
+    let mut client = Client::connect(pooler.port, "app")?;
+    client.run("create table t (x int)")?;
+    let old = cluster.writer().port;
+    cluster.writer().sql("alter system set default_transaction_read_only = on")?;
+    cluster.writer().sql("select pg_reload_conf()")?;
+    wait_until("reload", || {
+        cluster.writer().sql("show default_transaction_read_only").is_ok_and(|t| t.trim() == "on")
+    })?;
+    let writing = std::thread::spawn(move || {
+        client.run("insert into t values (1) returning inet_server_port()")
+    });
+    wait_until("hold", || pooler.log().is_ok_and(|log| log.contains("holding clients")))?;
+    let change = cluster.switch_over()?;
+    let port = writing.join().map_err(|_| io::Error::other("a panic"))?;
+    assert_eq!(port.ok(), Some(vec![change.new.to_string()]), "{}", pooler.log()?);
+    assert_ne!(change.new, old);
+    Ok(())
+}
+
+#[test]
+fn a_read_only_writer_s_refusal_is_its_client_s_answer() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let (cluster, pooler) = start("")?;
+    cluster.writer().sql("create table t (x int)")?;
+    let mut client = Client::connect(pooler.port, "app")?;
+    client.run("select 1")?;
+    cluster.writer().sql("alter system set default_transaction_read_only = on")?;
+    cluster.writer().sql("select pg_reload_conf()")?;
+    wait_until("reload", || {
+        cluster.writer().sql("show default_transaction_read_only").is_ok_and(|t| t.trim() == "on")
+    })?;
+    for _ in 0..3 {
+        let told = client.run("insert into t values (1)").unwrap_err().to_string();
+        assert!(told.starts_with("25006 "), "{told}");
+        assert_eq!(client.run("select 1")?, ["1"]);
+    }
+    assert!(!pooler.log()?.contains("holding clients"));
+    Ok(())
+}
+
+#[test]
+fn a_cluster_is_found_through_a_standby_and_past_a_host_that_refuses() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let cluster = Cluster::start()?;
+    let standby = cluster.nodes().iter().find(|node| node.port != cluster.writer().port);
+    let port = standby.map_or(0, |node| node.port);
+    let entry = format!(
+        "app = host=127.0.0.2,127.0.0.1 port={port} dbname=postgres user=postgres \
+         topology_query='select endpoint, port from nodes'\n\
+         nobody = host=127.0.0.1 port={port} dbname=postgres topology_query='select 1'"
+    );
+    let pooler = Pooler::start(super::program(), &entry, "pool_mode = transaction")?;
+    let mut client = Client::connect(pooler.port, "app")?;
+    let writer = cluster.writer().port.to_string();
+    assert_eq!(client.run("select inet_server_port()")?, [writer]);
+    let mut ordinary = Client::connect(pooler.port, "nobody")?;
+    assert_eq!(ordinary.run("select inet_server_port()")?, [port.to_string()]);
+    let line = "topology_query of database \"nobody\" needs user= or probe_user";
+    // At start it is told before the log file is known.
+    pooler.console("reload")?;
+    assert!(pooler.log()?.contains(line));
+    Ok(())
+}
+
+#[test]
+fn a_cluster_that_fails_leaves_another_alone() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let (mut one, other) = (Cluster::start()?, Cluster::start()?);
+    let entries = format!("{}\n{}", one.entry("one"), other.entry("other"));
+    let pooler = Pooler::start(super::program(), &entries, "pool_mode = transaction")?;
+    wait_until("four standbys", || {
+        pooler.log().is_ok_and(|log| log.matches("up as reader").count() == 4)
+    })?;
+    let writers = Writers::start(&other, pooler.port, "other", 4)?;
+    writers.run(200)?;
+    let mut held = Client::connect(pooler.port, "one")?;
+    held.run("select 1")?;
+    one.writer().stop("immediate")?;
+    wait_until("hold", || {
+        pooler.log().is_ok_and(|log| log.contains("cluster \"one\": writer lost"))
+    })?;
+    let gone = Instant::now();
+    writers.run(500)?;
+    one.fail_over_after_stop()?;
+    held.run("select 1")?;
+    writers.run(200)?;
+    let port = other.writer().port;
+    let cost = writers.finish(&Change { old: port, new: port, gone, accepted: Instant::now() })?;
+    assert_eq!((cost.errors, cost.disconnects, cost.lost), (0, 0, 0), "{:?}", cost.complaints);
+    assert!(!pooler.log()?.contains("cluster \"other\": writer lost"));
     Ok(())
 }

@@ -8,6 +8,7 @@ mod hook_host;
 mod hook_routes;
 mod hooks;
 mod login;
+mod planned;
 mod pools;
 mod process;
 mod reload;

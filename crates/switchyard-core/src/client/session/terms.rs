@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::batch::Batch;
+use crate::client::replay::Keeping;
 use crate::client::routes::RouteId;
 use crate::params::Tracked;
 use crate::prepared::Registry;
@@ -112,6 +113,8 @@ pub struct Rules<'a> {
     pub untracked: Untracked,
     /// Those that are.
     pub tracked: &'a Tracked,
+    /// Statements that a read-only server refuses.
+    pub keeping: Keeping,
     /// `max_packet_size` in bytes.
     pub message_max: usize,
     /// Texts of statements.

@@ -50,11 +50,12 @@ impl Worker {
                 };
                 self.wait(key, Wait::Close(entries))
             }
+            Command::Cluster(database, command) => self.cluster_command(key, &database, command),
             Command::Shutdown(mode) => self.shutdown(mode),
         }
     }
 
-    fn note_command(&self, word: &str, database: Option<&str>) {
+    pub(super) fn note_command(&self, word: &str, database: Option<&str>) {
         let database = database.map(|name| format!(" '{name}'")).unwrap_or_default();
         self.shared.log.write(Level::Log, &format!("{word}{database} command issued"));
     }

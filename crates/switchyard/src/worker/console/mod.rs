@@ -1,9 +1,10 @@
 //! The console: a client that asks the pooler itself. Here its messages and what it is answered;
-//! `commands` act, `waits` are the ends of those that take time, `suspend` is SUSPEND, `kill`
-//! closes connections. Rows of SHOW: `tables` are those that one thread can tell, `gather` collects
-//! what all workers have to add to, of which `connections` are the widest; `pools` and `stats` are
-//! numbers, `hooks` those of the Python functions.
+//! `commands` act, `clusters` are those to clusters, `waits` are the ends of those that take time,
+//! `suspend` is SUSPEND, `kill` closes connections. Rows of SHOW: `tables` are those that one
+//! thread can tell, `gather` collects what all workers have to add to, of which `connections` are
+//! the widest; `pools` and `stats` are numbers, `hooks` those of the Python functions.
 
+mod clusters;
 mod commands;
 mod connections;
 pub mod gather;
@@ -57,6 +58,8 @@ enum Wait {
     Pause(Vec<Arc<Entry>>, Option<String>),
     /// KILL: the same.
     Kill(Vec<Arc<Entry>>),
+    /// A command to a cluster, with its tag.
+    Cluster(&'static str),
     /// WAIT_CLOSE: the servers of these entries that must not be used again to be gone.
     Close(Vec<Arc<Entry>>),
 }

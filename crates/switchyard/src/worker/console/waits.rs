@@ -72,7 +72,7 @@ impl Worker {
                 Wait::Close(entries) => {
                     all_pools(entries, |pool| !pool.has_stale()).then_some("WAIT_CLOSE")
                 }
-                Wait::Workers | Wait::Suspend => None,
+                Wait::Workers | Wait::Suspend | Wait::Cluster(_) => None,
             };
             if let (Wait::Kill(entries), Some(_)) = (wait, tag) {
                 entries.iter().for_each(|entry| entry.free_pools());
@@ -83,7 +83,7 @@ impl Worker {
         }
     }
 
-    fn end_wait(&mut self, key: Key, tag: &str) {
+    pub(super) fn end_wait(&mut self, key: Key, tag: &str) {
         self.stop_waiting(key);
         self.complete(key, tag);
         self.todo.push_back(Todo::Client(key));
@@ -100,7 +100,9 @@ impl Worker {
                 (resumed, "PAUSE")
             }
             Some(Wait::Suspend) => (self.shared.resume().is_ok(), "SUSPEND"),
-            Some(Wait::Workers | Wait::Kill(_) | Wait::Close(_)) | None => return,
+            Some(Wait::Workers | Wait::Kill(_) | Wait::Close(_) | Wait::Cluster(_)) | None => {
+                return;
+            }
         };
         if resumed {
             self.end_wait(key, tag);

@@ -1,0 +1,120 @@
+//! What a cluster tells others: its view for pools, its numbers and lines for operators.
+
+use std::time::Instant;
+
+use super::cluster::{Cluster, Effect, REPEAT, Severity, Split, State};
+use super::node::{Listing, Node, Standing};
+use super::snapshot::{ClusterSnapshot, NodeSnapshot};
+use super::view::{Gate, Lag, NodeState, NodeView, Role};
+
+impl Cluster {
+    /// Publishes roles and states if any of them changed.
+    pub(super) fn publish(&mut self, now: Instant) {
+        let nodes: Vec<NodeView> =
+            (0..self.nodes.len()).map(|at| self.node_view(now, at)).collect();
+        let (old, writer, gate) = (&self.published, self.writer(), self.operation.gate());
+        if old.nodes == nodes && old.writer == writer && old.gate == gate {
+            return;
+        }
+        let mut lines = Vec::new();
+        for node in nodes.iter().filter(|node| node.role == Role::Reader) {
+            if old.node(node.id).is_none_or(|before| before.role != Role::Reader) {
+                let database = &self.options.database;
+                lines.push(format!("cluster \"{database}\": node {} up as reader", node.name));
+            }
+        }
+        self.published.nodes = nodes;
+        self.published.writer = writer;
+        self.published.gate = gate;
+        self.effect(Effect::Publish(self.published.clone()));
+        lines.into_iter().for_each(|line| self.log(Severity::Log, line));
+    }
+
+    fn node_view(&self, now: Instant, at: usize) -> NodeView {
+        let node = &self.nodes[at];
+        let (role, state) = if Some(node.id) == self.writer() {
+            let listed = matches!(node.listing, Listing::Listed | Listing::Bootstrap);
+            (Role::Writer, if listed { NodeState::Up } else { NodeState::Removed })
+        } else if self.is_double(at) {
+            (Role::Unknown, NodeState::Removed)
+        } else {
+            node.public(now, &self.memory)
+        };
+        let behind = self.options.lag_max.zip(node.meters.lag).is_some_and(|(max, lag)| lag > max);
+        NodeView {
+            id: node.id,
+            name: node.name.clone(),
+            host: node.endpoint.host.clone(),
+            port: node.endpoint.port,
+            role,
+            state,
+            lag: if behind && role == Role::Reader { Lag::TooFar } else { Lag::Fine },
+        }
+    }
+
+    /// Numbers for operators.
+    pub fn snapshot(&self) -> ClusterSnapshot {
+        let (state, held_since) = match &self.state {
+            _ if self.operation.gate() == Gate::Held && self.writer().is_some() => {
+                (self.operation.text(), self.operation.since())
+            }
+            State::Unknown => ("holding", Some(self.told.started)),
+            State::Stable(_) => ("ok", None),
+            State::Suspect(..) => ("suspect", None),
+            State::Searching(search) => match search.split {
+                Split::Yes => ("split", Some(search.since)),
+                Split::No => ("holding", Some(search.since)),
+            },
+        };
+        ClusterSnapshot {
+            database: self.options.database.clone(),
+            state,
+            writer: self.writer(),
+            writer_since: self.records.seated,
+            system: self.memory.system,
+            timeline: self.memory.timeline,
+            held_since,
+            changes: self.records.all(),
+            topology_at: self.discovery.read_at,
+            error: self.told.error.clone(),
+            nodes: self.nodes.iter().filter_map(|node| self.node_snapshot(node)).collect(),
+        }
+    }
+
+    fn node_snapshot(&self, node: &Node) -> Option<NodeSnapshot> {
+        let view = self.published.node(node.id)?.clone();
+        let answer = match node.standing {
+            Standing::Down => "unknown",
+            Standing::Reader => "reader",
+            Standing::Writer(_) => "writer",
+        };
+        Some(NodeSnapshot {
+            view,
+            timeline: node.facts.as_ref().and_then(|facts| facts.timeline),
+            lsn: node.facts.as_ref().and_then(|facts| facts.lsn),
+            lag: node.meters.lag,
+            round_trip: node.meters.round_trip,
+            answered_at: node.meters.answered_at,
+            failures: node.failures.total,
+            answer,
+            error: node.failures.text.clone(),
+            up_since: node.meters.up_since,
+            failed_until: node.failed_until,
+        })
+    }
+
+    pub(super) fn complain(&mut self, now: Instant) {
+        let since = match &self.state {
+            State::Unknown => self.told.started,
+            State::Searching(search) => search.since,
+            State::Stable(_) | State::Suspect(..) => return,
+        };
+        if now < self.told.silence {
+            return;
+        }
+        self.told.silence = now + REPEAT;
+        let (database, seconds) = (&self.options.database, (now - since).as_secs());
+        let text = format!("cluster \"{database}\": no writer for {seconds} s");
+        self.log(Severity::Warning, text);
+    }
+}
