@@ -278,17 +278,45 @@ impl Conversation {
 
     /// The command's answer is a table.
     pub fn answer(&mut self, columns: &[tables::TableColumn], rows: Vec<Row>, out: &mut Vec<u8>) {
-        if let Awaits::Portal(name, limit) = &self.awaits {
-            let limit = *limit;
-            if let Some(portal) = self.portals.get_mut(name) {
-                portal.progress = Progress::Rows(rows.into_iter());
-                portal.send(limit, out);
-            }
-        } else {
-            tables::describe(out, columns, &[]);
-            rows.iter().for_each(|row| tables::row(out, columns, row, &[]));
-            build::command_complete(out, "SHOW");
+        if self.takes_all() {
+            self.begin_rows(columns, out);
+            self.send_rows(columns, &rows, out);
+            return self.end_rows(out);
         }
+        if let Awaits::Portal(name, limit) = &self.awaits
+            && let Some(portal) = self.portals.get_mut(name)
+        {
+            portal.progress = Progress::Rows(rows.into_iter());
+            portal.send(*limit, out);
+        }
+        self.answered(out);
+    }
+
+    /// Whether a table is sent as a whole, and may be sent in parts: nobody asked for fewer rows.
+    pub fn takes_all(&self) -> bool {
+        !matches!(&self.awaits, Awaits::Portal(_, limit) if *limit > 0)
+    }
+
+    /// A table that is sent in parts begins.
+    pub fn begin_rows(&mut self, columns: &[tables::TableColumn], out: &mut Vec<u8>) {
+        if !matches!(self.awaits, Awaits::Portal(..)) {
+            tables::describe(out, columns, &[]);
+        }
+    }
+
+    /// Some rows of it.
+    pub fn send_rows(&self, columns: &[tables::TableColumn], rows: &[Row], out: &mut Vec<u8>) {
+        let portal = match &self.awaits {
+            Awaits::Portal(name, _) => self.portals.get(name),
+            Awaits::Nothing | Awaits::Simple | Awaits::Sync => None,
+        };
+        let formats = portal.map_or(&[][..], |portal| &portal.formats);
+        rows.iter().for_each(|row| tables::row(out, columns, row, formats));
+    }
+
+    /// It is complete.
+    pub fn end_rows(&mut self, out: &mut Vec<u8>) {
+        build::command_complete(out, "SHOW");
         self.answered(out);
     }
 

@@ -50,7 +50,7 @@ use crate::snapshot::Snapshot;
 use crate::worker::buffer::Spare;
 use crate::worker::calls::Booths;
 use crate::worker::client::Client;
-use crate::worker::console::gather::Survey;
+use crate::worker::console::gather::{Answering, Survey};
 use crate::worker::console::suspend::Rest;
 pub use crate::worker::message::Message;
 use crate::worker::server::Server;
@@ -137,6 +137,7 @@ pub struct Worker {
     /// What an end of the process means for clients that would wait.
     phase: Phase,
     surveys: Vec<Survey>,
+    answering: Vec<Answering>,
     rest: Rest,
     scratch: Vec<u8>,
     flow: Flow,
@@ -204,6 +205,7 @@ impl Worker {
             consoles: Vec::new(),
             phase: Phase::Active,
             surveys: Vec::new(),
+            answering: Vec::new(),
             rest: Rest::Awake,
             scratch: vec![0; SCRATCH],
             flow: Flow::default(),
@@ -243,8 +245,9 @@ impl Worker {
                 self.look_at_consoles();
                 self.settle();
             }
-            if !self.surveys.is_empty() {
+            if self.has_rows_to_do() {
                 self.survey();
+                self.go_on_answering();
                 self.settle();
             }
             if self.rest.is_suspended() {
@@ -271,7 +274,7 @@ impl Worker {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.surveys.is_empty() || !self.shaking.is_empty() {
+        if self.has_rows_to_do() || !self.shaking.is_empty() {
             return Some(Duration::ZERO);
         }
         let due = self.hooks.timeout().map_or(self.next_tick, |at| at.min(self.next_tick));

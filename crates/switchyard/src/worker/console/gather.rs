@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 use switchyard_core::console::Show;
-use switchyard_core::console::tables::Row;
+use switchyard_core::console::tables::{self, Row, TableColumn};
 use switchyard_core::ids::Ticket;
 use switchyard_io::Key;
 
 use crate::entries::Entry;
 use crate::pools::SharedPool;
-use crate::worker::Worker;
 use crate::worker::client::Stage;
 use crate::worker::console::pools::{Parts, Tally};
 use crate::worker::message::Message;
+use crate::worker::{Todo, Worker};
 
 /// What all workers are asked.
 #[derive(Clone, Debug)]
@@ -67,6 +67,14 @@ pub(in crate::worker) struct Survey {
     clients: Vec<Key>,
     servers: Vec<Key>,
     cancels: Vec<Key>,
+}
+
+/// A table that is sent in parts.
+#[derive(Debug)]
+pub(in crate::worker) struct Answering {
+    key: Key,
+    columns: Vec<TableColumn>,
+    rows: std::vec::IntoIter<Row>,
 }
 
 impl Gathering {
@@ -134,6 +142,11 @@ impl Worker {
         self.report(gathering);
     }
 
+    /// Whether a turn of its own is needed for rows.
+    pub(in crate::worker) fn has_rows_to_do(&self) -> bool {
+        !self.surveys.is_empty() || !self.answering.is_empty()
+    }
+
     /// Goes on with what has to be described.
     pub(in crate::worker) fn survey(&mut self) {
         for mut survey in std::mem::take(&mut self.surveys) {
@@ -160,6 +173,42 @@ impl Worker {
         }
     }
 
+    /// Answers a console whose rows are there; many rows go out over several turns.
+    pub(super) fn answer_gathered(&mut self, key: Key, show: Show, rows: Vec<Row>) {
+        let long = rows.len() > ROWS_PER_TURN;
+        let columns = tables::columns(show);
+        let mut out = Vec::new();
+        let Some(console) = self.console(key) else { return };
+        if !long || !console.conversation.takes_all() {
+            console.wait = None;
+            return self.answer(key, show, rows);
+        }
+        console.conversation.begin_rows(&columns, &mut out);
+        self.say(key, &out);
+        self.answering.push(Answering { key, columns, rows: rows.into_iter() });
+    }
+
+    /// Goes on with tables that are being sent.
+    pub(in crate::worker) fn go_on_answering(&mut self) {
+        for mut answering in std::mem::take(&mut self.answering) {
+            let Answering { key, columns, rows } = &mut answering;
+            let key = *key;
+            let part: Vec<Row> = rows.by_ref().take(ROWS_PER_TURN).collect();
+            let last = rows.len() == 0;
+            let mut out = Vec::new();
+            let Some(console) = self.console(key) else { continue };
+            console.conversation.send_rows(columns, &part, &mut out);
+            if last {
+                console.conversation.end_rows(&mut out);
+                console.wait = None;
+                self.todo.push_back(Todo::Client(key));
+            } else {
+                self.answering.push(answering);
+            }
+            self.say(key, &out);
+        }
+    }
+
     /// Rows of a complete gathering, in order.
     pub(super) fn finish_rows(&self, show: Show, gathering: &Gathering) -> Vec<Row> {
         let mut found = std::mem::take(&mut *gathering.lock());
@@ -169,8 +218,9 @@ impl Worker {
             Show::Mem => self.memory_rows(&found.parts),
             _ => {
                 // Clients first: their rows begin with C, those of servers with S.
-                let order = |(number, row): &(u64, Row)| (row.first().cloned(), *number);
-                found.rows.sort_by_cached_key(order);
+                found.rows.sort_unstable_by(|(left, row), (right, other)| {
+                    row.first().cmp(&other.first()).then(left.cmp(right))
+                });
                 found.rows.into_iter().map(|(_, row)| row).collect()
             }
         }

@@ -17,14 +17,17 @@ impl Worker {
     /// All workers have answered.
     pub(in crate::worker) fn gathered(&mut self, console: Ticket, gathering: &Gathering) {
         let key = Key::from_bits(console.client);
+        if let Question::Connections(show) | Question::Counts(show) = &gathering.question {
+            let rows = self.finish_rows(*show, gathering);
+            self.consoles.retain(|waiting| *waiting != key);
+            self.answer_gathered(key, *show, rows);
+            return self.todo.push_back(Todo::Client(key));
+        }
         if !self.stop_waiting(key) {
             return;
         }
         match &gathering.question {
-            Question::Connections(show) | Question::Counts(show) => {
-                let rows = self.finish_rows(*show, gathering);
-                self.answer(key, *show, rows);
-            }
+            Question::Connections(_) | Question::Counts(_) => {}
             Question::KillClient(_) if gathering.found() => self.complete(key, "KILL_CLIENT"),
             Question::KillClient(_) => self.fail(key, "client not found"),
             Question::Suspend => self.complete(key, "SUSPEND"),

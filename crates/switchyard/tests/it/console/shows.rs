@@ -29,7 +29,6 @@ const COLUMNS: &[(&str, &str)] = &[
         "peer_pools",
         "peer_id:i cl_active_cancel_req:i cl_waiting_cancel_req:i sv_active_cancel:i sv_login:i",
     ),
-    ("clients", CONNECTIONS),
     ("servers", CONNECTIONS),
     (
         "users",
@@ -80,7 +79,8 @@ fn columns_are_those_that_consumers_read_by_position() -> io::Result<()> {
     let pooler = Pooler::start(crate::program(), "a = host=127.0.0.1 port=1", "")?;
     let mut console = Raw::console(pooler.port, "postgres")?;
     let sockets = format!("{CONNECTIONS} {BUFFERS}");
-    let tables = COLUMNS.iter().copied();
+    let clients = format!("{CONNECTIONS} login_database:t");
+    let tables = COLUMNS.iter().copied().chain([("clients", &*clients)]);
     for (name, columns) in tables.chain([("sockets", &*sockets), ("active_sockets", &*sockets)]) {
         let said = told(&mut console, &format!("show {name}"))?;
         let found = said.lines().next().unwrap_or_default();
@@ -294,5 +294,37 @@ fn users_met_through_auth_query_are_shown_and_strangers_are_not() -> io::Result<
     let users = pooler.console("show users")?;
     let names: Vec<&str> = users.lines().filter_map(|row| Some(row.split_once('|')?.0)).collect();
     assert_eq!(names, ["app", "outsider", "pgbouncer", "postgres"]);
+    Ok(())
+}
+
+#[test]
+fn a_long_table_comes_in_parts_and_whole() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let entry = "a = host=127.0.0.1 port=1";
+    let pooler = Pooler::start(crate::program(), entry, "workers = 2")?;
+    let mut consoles = Vec::new();
+    for _ in 0..600 {
+        consoles.push(Raw::console(pooler.port, "postgres")?);
+    }
+    let console = &mut consoles[0];
+    let rows = rows(console, "show clients")?;
+    let id = |row: &String| row.split('|').nth(20).and_then(|id| id.parse::<u64>().ok());
+    // The very first connection was the test's own look whether the pooler is up.
+    assert_eq!(rows.iter().filter_map(id).collect::<Vec<_>>(), (2..=601).collect::<Vec<_>>());
+    // In the extended protocol, as a whole and a hundred at a time; what follows waits its turn.
+    for limit in [0u32, 100] {
+        console.send('P', b"\0show clients\0\0\0")?;
+        console.send('B', b"\0\0\0\0\0\0\0\0")?;
+        for _ in 0..if limit == 0 { 1 } else { 7 } {
+            console.send('E', &[&b"\0"[..], &limit.to_be_bytes()].concat())?;
+        }
+        console.send('S', b"")?;
+        let said = console.answer()?;
+        assert_eq!(raw::rows(&said).len(), 600, "{limit}");
+        let tags: String = said.iter().map(|(tag, _)| *tag).filter(|tag| *tag != 'D').collect();
+        assert_eq!(tags, if limit == 0 { "12CZ" } else { "12ssssssCZ" });
+    }
     Ok(())
 }
