@@ -102,6 +102,11 @@ impl Loader {
     }
 
     fn setting(&mut self, item: &Item) {
+        if item.key == "auth_dbname" && item.value == CONSOLE {
+            let text = format!("cannot use the reserved \"{CONSOLE}\" database as an auth_dbname");
+            self.found.push(Diagnostic::bare(Severity::Error, text));
+            return self.invalid(item);
+        }
         match self.config.settings.assign(&item.key, &item.value) {
             Ok(()) => {}
             Err(SetError::Unknown) => {

@@ -95,6 +95,17 @@ fn every_error_is_told_with_its_place() {
 }
 
 #[test]
+fn the_console_answers_no_auth_query() {
+    assert_eq!(
+        texts("[pgbouncer]\nauth_dbname = pgbouncer\n", Severity::Error),
+        [
+            "cannot use the reserved \"pgbouncer\" database as an auth_dbname",
+            "invalid value \"pgbouncer\" for parameter auth_dbname in configuration (main.ini:2)",
+        ]
+    );
+}
+
+#[test]
 fn the_main_section_is_needed_and_may_go_on() {
     let missing = ["load_init_file: main section missing from config file"];
     assert_eq!(texts("[databases]\n", Severity::Error), missing);
