@@ -10,5 +10,6 @@ pub mod lifecycle;
 pub mod params;
 pub mod pool;
 pub mod prepared;
+pub mod rules;
 pub mod server;
 pub mod switchover;
