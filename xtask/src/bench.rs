@@ -59,6 +59,7 @@ def routing_rules(username, query, in_transaction):
 /// Runs the plan and prints one table.
 pub(crate) fn run(root: &Path, plan: &Plan) -> Result<(), String> {
     packages::postgres()?;
+    packages::parser()?;
     let built = Command::new("cargo").args(["build", "--release"]).current_dir(root).status();
     if !built.is_ok_and(|status| status.success()) {
         return Err("the build failed".into());

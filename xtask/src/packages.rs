@@ -12,6 +12,25 @@ pub(crate) fn postgres() -> Result<(), String> {
     switchyard_testkit::programs().map(drop).map_err(|_| "PostgreSQL is not installed".into())
 }
 
+/// Makes sure that the SQL parser can be built, whose bindings are made with libclang.
+pub(crate) fn parser() -> Result<(), String> {
+    let found =
+        ["/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"]
+            .iter()
+            .filter_map(|directory| std::fs::read_dir(directory).ok())
+            .flatten()
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with("libclang"));
+    let versions = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let llvm = |name: String| name.starts_with("llvm-");
+    let mut versions = versions.filter(|entry| llvm(entry.file_name().to_string_lossy().into()));
+    let inside = versions.any(|entry| entry.path().join("lib/libclang.so").exists());
+    if found || inside || std::env::var_os("LIBCLANG_PATH").is_some() {
+        return Ok(());
+    }
+    install(&["libclang-dev"])
+}
+
 /// Makes sure that Python is there, which runs the hooks.
 pub(crate) fn python() -> Result<(), String> {
     if runs("python3") { Ok(()) } else { install(&["python3"]) }

@@ -11,6 +11,7 @@ const DRIVERS: &str = "target/drivers";
 /// Runs all checks and prints what it ran; the last line counts them.
 pub(crate) fn run(root: &Path) -> Result<(), String> {
     packages::postgres()?;
+    packages::parser()?;
     packages::consoles()?;
     packages::drivers(&root.join(DRIVERS))?;
     let mut outcomes = Vec::new();

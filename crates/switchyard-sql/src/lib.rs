@@ -241,7 +241,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(sql in "[ -~é\n;'\"$]{0,60}|(select |;|for update|'|\\$a\\$|--\n|/\\*|\\*/){0,8}") {
+        fn no_text_panics(
+            sql in "[ -~é\n;'\"$]{0,60}|\
+                    (select |;|for update|'|\\$a\\$|--\n|/\\*|\\*/){0,8}"
+        ) {
             let _ = parse(&sql);
             let _ = fingerprint(&sql);
         }

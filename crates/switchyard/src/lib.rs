@@ -19,6 +19,7 @@ pub mod options;
 pub mod pools;
 pub mod process;
 pub mod reload;
+pub mod rules;
 pub mod services;
 pub mod shared;
 pub mod sharing;

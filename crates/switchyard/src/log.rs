@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -62,7 +63,8 @@ pub struct Log {
 
 #[derive(Debug)]
 struct Sink {
-    stderr: Stderr,
+    /// A descriptor of its own: the SQL parser redirects the usual one while it runs.
+    stderr: Option<File>,
     path: Option<PathBuf>,
     file: Option<File>,
     ending: Ending,
@@ -84,6 +86,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 impl Log {
     /// A log that goes to stderr until [`Log::set_file`] names a file.
     pub fn new(stderr: Stderr) -> Self {
+        let stderr = own_stderr(stderr);
         let sink = Sink { stderr, path: None, file: None, ending: Ending::Whole, complained: None };
         Log { verbose: AtomicU8::new(0), base: AtomicU8::new(0), sink: Mutex::new(sink) }
     }
@@ -106,7 +109,7 @@ impl Log {
 
     /// Whether lines go to stderr from now on.
     pub fn set_stderr(&self, stderr: Stderr) {
-        self.lock().stderr = stderr;
+        self.lock().stderr = own_stderr(stderr);
     }
 
     /// Names the log file; it is opened at the next line. `None` means stderr only.
@@ -144,11 +147,16 @@ impl Log {
     }
 }
 
+fn own_stderr(wish: Stderr) -> Option<File> {
+    let open = || std::io::stderr().as_fd().try_clone_to_owned().ok();
+    (wish == Stderr::Show).then(open).flatten().map(File::from)
+}
+
 impl Sink {
     fn write(&mut self, line: &[u8]) {
-        if self.stderr == Stderr::Show {
+        if let Some(stderr) = &mut self.stderr {
             // A closed stderr must not end the pooler.
-            let _ = std::io::stderr().write_all(line);
+            let _ = stderr.write_all(line);
         }
         let Some(path) = &self.path else { return };
         if self.file.is_none() {

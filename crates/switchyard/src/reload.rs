@@ -12,6 +12,7 @@ use crate::cluster_settings;
 use crate::entries::{Entry, Origin};
 use crate::log::{Level, Log};
 use crate::options;
+use crate::rules::NativeRules;
 use crate::shared::{Loaded, Shared};
 use crate::snapshot::Snapshot;
 use crate::tls::Setup;
@@ -39,6 +40,10 @@ pub fn read_config(path: &Path, log: &Log, occasion: Occasion) -> Option<Config>
         log.write(level, &one.to_string());
     }
     let mut config = loaded.config?;
+    if let Err(errors) = NativeRules::new(&config) {
+        errors.iter().for_each(|error| log.write(Level::Error, error));
+        return None;
+    }
     config.settings.verbose.get_or_insert(log.base().into());
     cluster_settings::complete(&mut config, log);
     Some(config)
@@ -74,6 +79,7 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
         let line = "TLS configuration could not be reloaded, keeping old configuration";
         shared.log.write(Level::Error, line);
     }
+    shared.set_rules(&config);
     let kept = tls.clone().unwrap_or_else(|| Arc::clone(&old.tls));
     shared.replace_snapshot(options::snapshot(config, access, kept, old.mock_key));
     define_entries(shared);

@@ -23,6 +23,7 @@ use crate::hooks::{HookOptions, Host, Notice};
 use crate::log::{Level, Log};
 use crate::options;
 use crate::pools::{Order, SharedPool};
+use crate::rules::NativeRules;
 use crate::services::Services;
 use crate::sharing::Sharing;
 use crate::snapshot::{Logged, Snapshot};
@@ -62,6 +63,7 @@ pub struct Shared {
     snapshot: Mutex<Arc<Snapshot>>,
     services: OnceLock<Services>,
     hooks: Mutex<Option<Arc<Host>>>,
+    rules: Mutex<Option<Arc<NativeRules>>>,
     /// What the hooks did.
     pub hook_stats: AllStats,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
@@ -92,6 +94,7 @@ impl Shared {
             snapshot: Mutex::new(Arc::new(snapshot)),
             services: OnceLock::new(),
             hooks: Mutex::new(None),
+            rules: Mutex::new(None),
             hook_stats: AllStats::new(workers),
             entries: Mutex::new(BTreeMap::new()),
             workers: OnceLock::new(),
@@ -107,6 +110,21 @@ impl Shared {
     pub fn attach(&self, handles: Vec<Handle>) {
         // A second call would be an error of the caller and changes nothing.
         let _ = self.workers.set(handles);
+    }
+
+    /// The native rules in force, if there is one.
+    pub fn rules(&self) -> Option<Arc<NativeRules>> {
+        lock(&self.rules).clone()
+    }
+
+    /// Puts the native rules of a configuration in force; their counters go on where the rules are
+    /// the same. A configuration with broken rules has been refused before.
+    pub fn set_rules(&self, config: &Config) {
+        let mut rules = lock(&self.rules);
+        if rules.as_ref().is_some_and(|rules| rules.are_those_of(config)) {
+            return;
+        }
+        *rules = NativeRules::new(config).ok().filter(|rules| !rules.is_empty()).map(Arc::new);
     }
 
     /// The hooks in force.

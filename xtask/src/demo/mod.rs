@@ -22,6 +22,7 @@ use tour::Step;
 pub(crate) fn run(root: &Path, keep: bool) -> Result<(), String> {
     let interrupted = watch().map_err(|error| error.to_string())?;
     packages::postgres()?;
+    packages::parser()?;
     packages::python()?;
     println!("building");
     let built = Command::new("cargo").args(["build", "--release"]).current_dir(root).status();

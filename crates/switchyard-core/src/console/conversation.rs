@@ -14,7 +14,7 @@ use switchyard_wire::read;
 use switchyard_wire::tag::{backend, frontend};
 
 use crate::console::tables::{self, Format, Row};
-use crate::console::{Command, grammar};
+use crate::console::{Command, explain, grammar};
 
 /// Named statements or portals of a client; one more is an error.
 const NAMES_MAX: usize = 256;
@@ -215,7 +215,7 @@ impl Conversation {
                 portal.send(limit, out);
                 Ok(())
             }
-            (Progress::Done, Some(Command::Show(_))) => {
+            (Progress::Done, Some(Command::Show(_) | Command::ExplainRoute(_))) => {
                 build::command_complete(out, "SHOW");
                 Ok(())
             }
@@ -350,6 +350,7 @@ impl Portal {
 fn columns(statement: &Statement) -> Vec<tables::TableColumn> {
     match statement {
         Some(Command::Show(show)) => tables::columns(*show),
+        Some(Command::ExplainRoute(_)) => explain::COLUMNS.to_vec(),
         Some(_) | None => Vec::new(),
     }
 }

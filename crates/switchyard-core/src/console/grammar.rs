@@ -1,5 +1,6 @@
 //! One command a query: `WORD [WORD]` or `SET WORD = VALUE`.
 
+use crate::console::explain::{self, ExplainRoute};
 use crate::switchover::planned as cluster;
 
 /// A command.
@@ -35,6 +36,8 @@ pub enum Command {
     Cluster(String, cluster::Command),
     /// SHUTDOWN.
     Shutdown(Shutdown),
+    /// EXPLAIN ROUTE.
+    ExplainRoute(ExplainRoute),
 }
 
 /// How to end.
@@ -150,6 +153,9 @@ const ARGUMENT_MAX: usize = 64;
 /// Reads a query; the error is the text for the console.
 pub fn parse(query: &str) -> Result<Command, String> {
     let invalid = || format!("invalid command '{query}', use SHOW HELP;");
+    if let Some(question) = explain::parse(query) {
+        return Ok(Command::ExplainRoute(question));
+    }
     let text = skip_blanks(query);
     let Some((verb, rest)) = word(text) else { return Err(invalid()) };
     if let Some(command) = two_words(&verb.text, rest) {

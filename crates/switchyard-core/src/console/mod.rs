@@ -2,6 +2,7 @@
 //! the shell. Texts, columns and their order are PgBouncer's.
 
 pub mod conversation;
+pub mod explain;
 mod grammar;
 pub mod tables;
 

@@ -425,6 +425,7 @@ pub const HELP: &str = "
 \tRELEASE <db>
 \tSWITCHOVER <db> [<node>]
 \tSWITCHOVER_ABORT <db>
+\tEXPLAIN ROUTE '<user>', '<db>', '<sql>'
 ";
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ const RESULT_HEAD: usize = 24;
 
 const IN_TRANSACTION: u8 = 1;
 const IN_FILE: u8 = 2;
+const NO_REWRITE: u8 = 4;
+const NO_ROUTE: u8 = 8;
 
 /// Whether a transaction block is open where a message stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +40,28 @@ pub enum Text<'a> {
     },
 }
 
+/// Which functions are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Both, as far as they are on.
+    Both,
+    /// rewrite_query only: a rule has said where the message goes.
+    Rewrite,
+    /// routing_rules only: a rule has said what the text becomes.
+    Route,
+}
+
+impl Asked {
+    /// The flags that say so in a frame.
+    pub fn flags(self) -> u8 {
+        match self {
+            Asked::Both => 0,
+            Asked::Rewrite => NO_ROUTE,
+            Asked::Route => NO_REWRITE,
+        }
+    }
+}
+
 /// A question to the functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call<'a> {
@@ -47,6 +71,8 @@ pub struct Call<'a> {
     pub home: u16,
     /// in_transaction.
     pub block: Block,
+    /// Which functions are asked.
+    pub asked: Asked,
     /// Login name.
     pub user: &'a [u8],
     /// Its client_encoding.
@@ -72,7 +98,8 @@ impl Call<'_> {
         let inside = if self.block == Block::Inside { IN_TRANSACTION } else { 0 };
         out.extend_from_slice(&self.id.0.to_le_bytes());
         out.extend_from_slice(&self.home.to_le_bytes());
-        out.extend_from_slice(&[flag | inside, encoding.len() as u8]);
+        let flags = flag | inside | self.asked.flags();
+        out.extend_from_slice(&[flags, encoding.len() as u8]);
         out.extend_from_slice(&(user.len() as u16).to_le_bytes());
         out.extend_from_slice(&[0, 0]);
         out.extend_from_slice(&len.to_le_bytes());
@@ -214,6 +241,7 @@ mod tests {
             id: CallId(7),
             home: 3,
             block: Block::Inside,
+            asked: Asked::Route,
             user: b"app",
             encoding: b"UTF8",
             text: Text::Here(b"select 1"),

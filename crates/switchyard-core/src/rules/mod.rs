@@ -46,7 +46,7 @@ pub struct Facts {
 pub struct Subject<'a> {
     /// Login user.
     pub user: &'a [u8],
-    /// Entry in use.
+    /// The database the client logged in to.
     pub database: &'a str,
     /// Text of the message.
     pub query: &'a [u8],

@@ -15,7 +15,7 @@ CALL = struct.Struct("<QHBBHHIQ")
 RESULT = struct.Struct("<IQBBBBIII")
 ARENA = struct.Struct("<IH")
 VERDICT, SHADOW = 0, 1
-IN_TRANSACTION, IN_FILE = 1, 2
+IN_TRANSACTION, IN_FILE, NO_REWRITE, NO_ROUTE = 1, 2, 4, 8
 STATE, STATE_RUNNING, STATE_SHADOW = 16, 1, 2
 FRAME_AT, FRAME_MAX = 64, 65472
 ARENA_AT = FRAME_AT + FRAME_MAX
@@ -129,10 +129,10 @@ class Functions:
             self.route, self.arity[1] = function(module, "routing_rules")
         self.modules = list(known.values())
 
-    def call(self, user, text, busy, encoding):
+    def call(self, user, text, busy, encoding, flags=0):
         """Both verdicts about a message."""
         rewritten = key = (OFF, b"")
-        if self.rewrite is not None:
+        if self.rewrite is not None and not flags & NO_REWRITE:
             try:
                 result = self.rewrite(user, text, busy)
                 if result is None:
@@ -151,7 +151,7 @@ class Functions:
                     text = result
             except BaseException as error:
                 rewritten = failure(error)
-        if self.route is not None:
+        if self.route is not None and not flags & NO_ROUTE:
             try:
                 result = self.route(user, text, busy)
                 if result is None:
@@ -366,7 +366,7 @@ class Process:
             who = self.users[user] = user.decode("utf-8", "surrogateescape")
         text = query.decode(encoding, "surrogateescape")
         busy = bool(flags & IN_TRANSACTION)
-        rewritten, key = self.main.call(who, text, busy, encoding)
+        rewritten, key = self.main.call(who, text, busy, encoding, flags)
         if os.getpid() != self.pid:
             # A function has forked and its child came back: the calls are its parent's.
             os._exit(0)
@@ -378,7 +378,7 @@ class Process:
         if self.shadow is not None:
             self.flush()
             view[STATE] = STATE_SHADOW
-            other, elsewhere = self.shadow.call(who, text, busy, encoding)
+            other, elsewhere = self.shadow.call(who, text, busy, encoding, flags)
             first = difference(b"rewrite_query", rewritten, other)
             second = difference(b"routing_rules", key, elsewhere)
             self.give(loop, RESULT.pack(RESULT.size - 4 + len(first) + len(second), call, SHADOW,

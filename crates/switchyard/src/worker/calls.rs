@@ -15,7 +15,9 @@ use foldhash::fast::RandomState;
 use switchyard_core::hook::desk::{
     CallId, Class, Desk, DeskOptions, Effect, Failure, Hand, HandId, Handover, Takes, UserId,
 };
-use switchyard_core::hook::frame::{self, Answer, Block, Call, Outcome, Text, Trouble, Verdict};
+use switchyard_core::hook::frame::{
+    self, Answer, Asked, Block, Call, Outcome, Text, Trouble, Verdict,
+};
 use switchyard_io::{Key, Ready, Table};
 
 use crate::hooks::cache::{self, Cache};
@@ -83,6 +85,8 @@ pub(super) struct Question<'a> {
     pub(super) encoding: &'a [u8],
     /// Whether a block is open.
     pub(super) block: Block,
+    /// Which functions are asked.
+    pub(super) asked: Asked,
     /// Text of the message.
     pub(super) text: &'a [u8],
 }
@@ -144,7 +148,7 @@ impl Booths {
         let caching = booth.cache.is_on() && question.text.len() <= cache::TEXT_MAX;
         if caching {
             self.key.clear();
-            let block = u8::from(question.block == Block::Inside);
+            let block = u8::from(question.block == Block::Inside) | question.asked.flags();
             self.key.extend_from_slice(&[block, question.encoding.len() as u8]);
             self.key.extend_from_slice(question.encoding);
             self.key.extend_from_slice(&(question.user.len() as u32).to_le_bytes());
@@ -173,8 +177,8 @@ impl Booths {
                 }
             }
         };
-        let block = question.block;
-        Call { id, home, block, user, encoding, text }.write(&mut frame);
+        let Question { block, asked, .. } = *question;
+        Call { id, home, block, asked, user, encoding, text }.write(&mut frame);
         if caching {
             booth.remembering.insert(id, self.key.as_slice().into());
         }

@@ -11,21 +11,26 @@ use switchyard_core::hook::desk::CallId;
 use switchyard_core::hook::frame::{Block, Outcome, Trouble, Verdict};
 use switchyard_core::params::CLIENT_ENCODING;
 use switchyard_core::pool::Want;
+use switchyard_core::rules::{Place as Standing, Subject};
 use switchyard_core::server::link::Status;
 use switchyard_io::{Key, Peer};
 use switchyard_wire::build::{self, Report};
 
+use crate::entries::Admission;
 use crate::hooks::peers;
 use crate::hooks::stats::{Hook, HookStats};
 use crate::hooks::warnings::{Leave, Topic};
 use crate::log::Level;
 use crate::pools::Stats;
+use crate::rules::{Decided, Native};
 use crate::worker::Worker;
 use crate::worker::calls::{Question, Reply, TIMEOUT};
 use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::console::CONSOLE;
 
+/// State of entries that take clients.
+const ENABLED: Admission = Admission::Enabled;
 /// Longest text in the evidence lines, in bytes.
 const EVIDENCE_MAX: usize = 200;
 
@@ -65,8 +70,8 @@ pub enum Asking {
     Unknown,
     /// No message is.
     No,
-    /// Call with this number; where the text is in the client's input.
-    Asked(CallId, Range<usize>),
+    /// Call with this number; where the text is in the client's input; what rules said before.
+    Asked(CallId, Range<usize>, Box<Native>),
     /// It comes from a function itself, and nothing of it is shown.
     Never,
 }
@@ -111,23 +116,32 @@ impl Worker {
         let block = if inside { Block::Inside } else { Block::Outside };
         let encoding = session.params().value(CLIENT_ENCODING).unwrap_or(b"UTF8");
         let user = client.identity.as_ref().map_or("", |identity| identity.user.as_str());
-        let question = Question { user, encoding, block, text };
-        match self.hooks.ask(self.now, key, self.id.0, &question) {
+        let native = match &self.rules {
+            Some(rules) => {
+                let database =
+                    client.identity.as_ref().map_or("", |identity| identity.database.as_str());
+                let place = if inside { Standing::Inside } else { Standing::Outside };
+                rules.judge(&Subject { user: user.as_bytes(), database, query: text, place })
+            }
+            None => Native::default(),
+        };
+        let reply = native.asked().and_then(|asked| {
+            let text = native.text().unwrap_or(text);
+            let question = Question { user, encoding, block, asked, text };
+            self.hooks.ask(self.now, key, self.id.0, &question)
+        });
+        let verdict = match reply {
             Some(Reply::Later(id)) => {
-                client.asking = Asking::Asked(id, range);
-                Asked::Waiting
+                client.asking = Asking::Asked(id, range, Box::new(native));
+                return Asked::Waiting;
             }
-            Some(Reply::Now(verdict)) => {
-                self.decide(key, verdict, text, 0);
-                let moving = self.clients.get(key).is_none_or(|client| client.moving.is_some());
-                if moving { Asked::Waiting } else { Asked::Judged }
-            }
-            // They were switched off in between: nothing is said against this message.
-            None => {
-                self.approve(key, Approval::Unchanged);
-                Asked::Judged
-            }
-        }
+            Some(Reply::Now(verdict)) => verdict,
+            // Rules have said it all, or there are no functions.
+            None => Verdict { rewrite: Outcome::Off, route: Outcome::Off },
+        };
+        self.decide(key, native, verdict, text, 0);
+        let moving = self.clients.get(key).is_none_or(|client| client.moving.is_some());
+        if moving { Asked::Waiting } else { Asked::Judged }
     }
 
     /// Whether a client is a function's own connection; looked up once.
@@ -162,26 +176,31 @@ impl Worker {
     /// The hooks have judged a client's message.
     pub(super) fn judged(&mut self, key: Key, id: CallId, verdict: Verdict, micros: u32) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        let Asking::Asked(asked, range) = &client.asking else { return };
+        let Asking::Asked(asked, range, native) = &client.asking else {
+            return self.explained(key, id, &verdict);
+        };
         if *asked != id {
             return;
         }
-        let range = range.clone();
+        let (range, native) = (range.clone(), (**native).clone());
         client.asking = Asking::No;
         let input = std::mem::take(&mut client.input);
-        self.decide(key, verdict, input.get(range).unwrap_or_default(), micros);
+        self.decide(key, native, verdict, input.get(range).unwrap_or_default(), micros);
         let Some(client) = self.clients.get_mut(key) else { return };
         client.input = input;
         self.todo.push_back(super::Todo::Client(key));
     }
 
     /// Acts on a verdict about the message at the head of a client's stream, with this text.
-    fn decide(&mut self, key: Key, verdict: Verdict, text: &[u8], micros: u32) {
+    fn decide(&mut self, key: Key, native: Native, verdict: Verdict, text: &[u8], micros: u32) {
         let share = u64::from(micros)
             / (u64::from(verdict.rewrite != Outcome::Off)
                 + u64::from(verdict.route != Outcome::Off))
             .max(1);
-        let (mut approval, changed) = match self.rewritten(key, verdict.rewrite, text, share) {
+        let (mut approval, changed) = match match native.rewrite {
+            Some(decided) => self.rewritten_by_rule(key, decided, text),
+            None => self.rewritten(key, verdict.rewrite, text, share),
+        } {
             Ok(approval) => match &approval {
                 Approval::Text(changed) => {
                     let changed = changed.clone();
@@ -194,7 +213,10 @@ impl Worker {
         let text = changed.as_deref().unwrap_or(text);
         let mut then = None;
         if !matches!(approval, Approval::Refused(_))
-            && let Err(failure) = self.routed(key, verdict.route, text, share)
+            && let Err(failure) = match native.route {
+                Some(decided) => self.routed_by_rule(key, decided, text),
+                None => self.routed(key, verdict.route, text, share),
+            }
         {
             approval = self.policy(key, &failure);
             then = failure.then;
@@ -247,14 +269,30 @@ impl Worker {
                 self.route_none(key, text);
                 Ok(())
             }
-            Outcome::Given(name) => self.route(key, &String::from_utf8_lossy(&name), text),
-            Outcome::Failed(trouble) => {
-                self.failed(key, Hook::Route, &trouble);
-                match self.snapshot.config.settings.route_on_error {
-                    OnError::Pass => Ok(()),
-                    how => Err(Failure::new(how, "58000", "query routing failed")),
-                }
+            Outcome::Given(name) => {
+                self.route(key, "routing_rules", &String::from_utf8_lossy(&name), text)
             }
+            Outcome::Failed(trouble) => self.routing_failed(key, &trouble),
+        }
+    }
+
+    fn routing_failed(&mut self, key: Key, trouble: &Trouble) -> Result<(), Failure> {
+        self.failed(key, Hook::Route, trouble);
+        match self.snapshot.config.settings.route_on_error {
+            OnError::Pass => Ok(()),
+            how => Err(Failure::new(how, "58000", "query routing failed")),
+        }
+    }
+
+    /// Where a message goes by a rule.
+    fn routed_by_rule(&mut self, key: Key, decided: Decided, text: &[u8]) -> Result<(), Failure> {
+        match decided.outcome {
+            Outcome::Given(name) => {
+                let who = format!("rule \"{}\"", decided.rule);
+                self.route(key, &who, &String::from_utf8_lossy(&name), text)
+            }
+            Outcome::Failed(trouble) => self.routing_failed(key, &trouble),
+            Outcome::Off | Outcome::Same | Outcome::None => Ok(()),
         }
     }
 
@@ -321,29 +359,52 @@ impl Worker {
                 Stats::add(&counters.none, 1);
                 Ok(Approval::Unchanged)
             }
-            Outcome::Given(mut changed) => {
+            Outcome::Given(changed) => {
                 Stats::add(&counters.changed, 1);
-                if self.snapshot.config.settings.rewrite_query_tag == Tag::Pid {
-                    tag(&mut changed);
-                }
-                self.show_evidence(key, || {
-                    Some(format!("rewrite_query: {} -> {}", evidence(text)?, evidence(&changed)?))
-                });
-                Ok(Approval::Text(changed))
+                Ok(self.replaced(key, "rewrite_query", text, changed))
             }
-            Outcome::Failed(trouble) => {
-                self.failed(key, Hook::Rewrite, &trouble);
-                let settings = &self.snapshot.config.settings;
-                let how = if settings.rewrite_query_disconnect_on_failure {
-                    OnError::Disconnect
-                } else {
-                    settings.rewrite_on_error
-                };
-                match how {
-                    OnError::Pass => Ok(Approval::Unchanged),
-                    how => Err(Failure::new(how, "58000", "query rewrite failed")),
-                }
+            Outcome::Failed(trouble) => self.rewriting_failed(key, &trouble),
+        }
+    }
+
+    /// What a rule made of a text.
+    fn rewritten_by_rule(
+        &mut self,
+        key: Key,
+        decided: Decided,
+        text: &[u8],
+    ) -> Result<Approval, Failure> {
+        match decided.outcome {
+            Outcome::Given(changed) => {
+                let who = format!("rule \"{}\"", decided.rule);
+                Ok(self.replaced(key, &who, text, changed))
             }
+            Outcome::Failed(trouble) => self.rewriting_failed(key, &trouble),
+            Outcome::Off | Outcome::Same | Outcome::None => Ok(Approval::Unchanged),
+        }
+    }
+
+    fn replaced(&self, key: Key, who: &str, text: &[u8], mut changed: Vec<u8>) -> Approval {
+        if self.snapshot.config.settings.rewrite_query_tag == Tag::Pid {
+            tag(&mut changed);
+        }
+        self.show_evidence(key, || {
+            Some(format!("{who}: {} -> {}", evidence(text)?, evidence(&changed)?))
+        });
+        Approval::Text(changed)
+    }
+
+    fn rewriting_failed(&mut self, key: Key, trouble: &Trouble) -> Result<Approval, Failure> {
+        self.failed(key, Hook::Rewrite, trouble);
+        let settings = &self.snapshot.config.settings;
+        let how = if settings.rewrite_query_disconnect_on_failure {
+            OnError::Disconnect
+        } else {
+            settings.rewrite_on_error
+        };
+        match how {
+            OnError::Pass => Ok(Approval::Unchanged),
+            how => Err(Failure::new(how, "58000", "query rewrite failed")),
         }
     }
 
@@ -377,17 +438,23 @@ impl Worker {
         }
     }
 
-    fn route(&mut self, key: Key, name: &str, text: &[u8]) -> Result<(), Failure> {
+    fn route(&mut self, key: Key, who: &str, name: &str, text: &[u8]) -> Result<(), Failure> {
         let Some(client) = self.clients.get(key) else { return Ok(()) };
         let Some(identity) = client.identity.clone() else { return Ok(()) };
         let was = client.place.as_ref().map(|place| place.pool.entry.name.clone());
         self.show_evidence(key, || {
             let was = was.as_deref().unwrap_or_default();
-            Some(format!("routing_rules: \"{name}\" (was \"{was}\") for: {}", evidence(text)?))
+            Some(format!("{who}: \"{name}\" (was \"{was}\") for: {}", evidence(text)?))
         });
-        let enabled = |entry: &Arc<crate::entries::Entry>| {
-            entry.admission() == crate::entries::Admission::Enabled
+        let here = client.place.as_ref();
+        let is_here = |place: &Place| {
+            let entry = &place.pool.entry;
+            entry.name == name && place.want == Want::Writer && entry.admission() == ENABLED
         };
+        if here.is_some_and(is_here) && client.moving.is_none() {
+            return Ok(());
+        }
+        let enabled = |entry: &Arc<crate::entries::Entry>| entry.admission() == ENABLED;
         let found =
             if name == CONSOLE { (None, Want::Writer) } else { self.shared.destination(name, "") };
         match found {
@@ -396,7 +463,7 @@ impl Worker {
                 self.move_client(key, Place { pool, want }, name, text)
             }
             (Some(_) | None, _) => {
-                let line = format!("routing_rules returned unknown database \"{name}\"");
+                let line = format!("{who} returned unknown database \"{name}\"");
                 Stats::add(&self.count(Hook::Route).unknown, 1);
                 self.warn(key, Topic::Unknown, name, &line);
                 match self.snapshot.config.settings.route_unknown {
@@ -461,7 +528,11 @@ impl Worker {
         subject: &str,
         line: &str,
     ) -> Option<Leave> {
-        let leave = self.hooks.current()?.warnings.leave(self.now, topic, subject)?;
+        let leave = match (self.hooks.current(), &self.rules) {
+            (Some(host), _) => host.warnings.leave(self.now, topic, subject)?,
+            (None, Some(rules)) => rules.warnings.leave(self.now, topic, subject)?,
+            (None, None) => return None,
+        };
         self.log_client(key, Level::Warning, &format!("{line}{}", more(leave)));
         Some(leave)
     }

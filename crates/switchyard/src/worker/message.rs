@@ -111,6 +111,7 @@ impl Worker {
                 self.snapshot = self.shared.snapshot();
                 self.take_hooks();
                 self.tune_listeners();
+                self.rules = self.shared.rules();
             }
             Message::Hook(host, notice) => self.hook_notice(&host, notice),
             Message::Gather(gathering) => self.gather(&gathering),

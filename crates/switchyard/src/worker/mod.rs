@@ -45,6 +45,7 @@ use switchyard_io::poller::{RemoteRegistry, WAKE, Watch};
 use switchyard_io::{Inbox, Key, Listener, Poller, Ready, Table};
 
 use crate::pools::{Orders, SharedPool};
+use crate::rules::NativeRules;
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::worker::buffer::Spare;
@@ -148,6 +149,7 @@ pub struct Worker {
     /// Those with a step of a handshake to take.
     shaking: VecDeque<Source>,
     hooks: Booths,
+    rules: Option<Arc<NativeRules>>,
     now: Instant,
     next_tick: Instant,
 }
@@ -215,6 +217,7 @@ impl Worker {
             todo: VecDeque::new(),
             shaking: VecDeque::new(),
             hooks: Booths::default(),
+            rules: None,
             now,
             next_tick: now + TICK,
         }

@@ -144,7 +144,7 @@ impl Worker {
             tracking: tracking(&place.pool),
             hooking: match client.asking {
                 Asking::Never => Hooking::Off,
-                _ if self.hooks.current().is_none() => Hooking::Off,
+                _ if self.hooks.current().is_none() && self.rules.is_none() => Hooking::Off,
                 Asking::Unknown | Asking::No | Asking::Asked(..) => Hooking::On,
             },
             detour: match settings.route_in_transaction {

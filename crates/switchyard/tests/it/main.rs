@@ -12,6 +12,7 @@ mod planned;
 mod pools;
 mod process;
 mod reload;
+mod rules;
 mod scarcity;
 mod sessions;
 mod switchover;

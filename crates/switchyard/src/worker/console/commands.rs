@@ -52,6 +52,7 @@ impl Worker {
             }
             Command::Cluster(database, command) => self.cluster_command(key, &database, command),
             Command::Shutdown(mode) => self.shutdown(mode),
+            Command::ExplainRoute(question) => self.explain(key, question),
         }
     }
 

@@ -13,6 +13,16 @@ use crate::worker::console::tables::text;
 use crate::worker::console::{Done, Wait};
 use crate::worker::{Message, Todo, Worker};
 
+/// A native rule: how often it has decided.
+fn rule_row(section: &str, (name, rule, count): (&str, &str, u64)) -> Row {
+    let mut row =
+        vec![text(format!("{section}.{name}")), text(rule), text("loaded"), None, text(0), text(0)];
+    row.extend([text(count), text(count)]);
+    row.extend((0..8).map(|_| text(0)));
+    row.extend([text(""), text(0)]);
+    row
+}
+
 /// Whether a setting changes which functions run, or how.
 pub(super) fn concerns_hooks(name: &str) -> bool {
     name.starts_with("hook_") || name.ends_with("_py_module_file")
@@ -59,7 +69,12 @@ impl Worker {
                 text(totals.shadow),
             ]
         };
-        vec![row(Hook::Rewrite), row(Hook::Route)]
+        let mut rows = vec![row(Hook::Rewrite), row(Hook::Route)];
+        if let Some(rules) = self.shared.rules() {
+            rows.extend(rules.rewrites.rows().map(|rule| rule_row("rewrites", rule)));
+            rows.extend(rules.routes.rows().map(|rule| rule_row("routes", rule)));
+        }
+        rows
     }
 
     /// Loading modules takes its time, which is not this worker's.

@@ -7,6 +7,7 @@
 mod clusters;
 mod commands;
 mod connections;
+mod explain;
 pub mod gather;
 mod hooks;
 mod kill;
@@ -31,6 +32,7 @@ use crate::pools::Stats;
 use crate::snapshot::Logged;
 use crate::worker::client::Stage;
 use crate::worker::close::Farewell;
+use crate::worker::console::explain::Explaining;
 use crate::worker::{Todo, Worker};
 
 /// Name of the console's database and of its built-in user.
@@ -60,6 +62,8 @@ enum Wait {
     Kill(Vec<Arc<Entry>>),
     /// A command to a cluster, with its tag.
     Cluster(&'static str),
+    /// EXPLAIN ROUTE: the functions to say what they would do.
+    Explain(Box<Explaining>),
     /// WAIT_CLOSE: the servers of these entries that must not be used again to be gone.
     Close(Vec<Arc<Entry>>),
 }

@@ -75,7 +75,7 @@ impl Worker {
                 Wait::Close(entries) => {
                     all_pools(entries, |pool| !pool.has_stale()).then_some("WAIT_CLOSE")
                 }
-                Wait::Workers | Wait::Suspend | Wait::Cluster(_) => None,
+                Wait::Workers | Wait::Suspend | Wait::Cluster(_) | Wait::Explain(_) => None,
             };
             if let (Wait::Kill(entries), Some(_)) = (wait, tag) {
                 entries.iter().for_each(|entry| entry.free_pools());
@@ -103,7 +103,14 @@ impl Worker {
                 (resumed, "PAUSE")
             }
             Some(Wait::Suspend) => (self.shared.resume().is_ok(), "SUSPEND"),
-            Some(Wait::Workers | Wait::Kill(_) | Wait::Close(_) | Wait::Cluster(_)) | None => {
+            Some(
+                Wait::Workers
+                | Wait::Kill(_)
+                | Wait::Close(_)
+                | Wait::Cluster(_)
+                | Wait::Explain(_),
+            )
+            | None => {
                 return;
             }
         };
