@@ -119,14 +119,8 @@ pub fn difference(tracked: &Tracked, client: &Params, server: &mut Params) -> Op
         return None;
     }
     let mut sql = Vec::new();
-    for (index, name) in tracked.names.iter().enumerate() {
-        let (Some(wanted), Some(has)) = (client.value(index), server.value(index)) else {
-            continue;
-        };
-        let unset = wanted.is_empty() && index != APPLICATION_NAME;
-        if !unset && !equal(index, name, wanted, has) {
-            assignment(&mut sql, name, wanted);
-        }
+    for (_, name, wanted) in differing(tracked, client, server) {
+        assignment(&mut sql, name, wanted);
     }
     if sql.is_empty() {
         if *client == *server {
@@ -135,6 +129,31 @@ pub fn difference(tracked: &Tracked, client: &Params, server: &mut Params) -> Op
         return None;
     }
     Some(sql)
+}
+
+/// The same, each by itself with its position: for servers that may refuse some of them.
+pub fn differences(tracked: &Tracked, client: &Params, server: &Params) -> Vec<(usize, Vec<u8>)> {
+    if Arc::ptr_eq(&client.0, &server.0) {
+        return Vec::new();
+    }
+    let each = differing(tracked, client, server).map(|(index, name, wanted)| {
+        let mut sql = Vec::new();
+        assignment(&mut sql, name, wanted);
+        (index, sql)
+    });
+    each.collect()
+}
+
+fn differing<'a>(
+    tracked: &'a Tracked,
+    client: &'a Params,
+    server: &'a Params,
+) -> impl Iterator<Item = (usize, &'a str, &'a [u8])> {
+    tracked.names.iter().enumerate().filter_map(|(index, name)| {
+        let (wanted, has) = (client.value(index)?, server.value(index)?);
+        let unset = wanted.is_empty() && index != APPLICATION_NAME;
+        (!unset && !equal(index, name, wanted, has)).then_some((index, name.as_str(), wanted))
+    })
 }
 
 /// The standard names and IntervalStyle have values whose case means nothing, but for

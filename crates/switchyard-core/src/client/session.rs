@@ -16,7 +16,7 @@ use switchyard_wire::{build, frame, read};
 use crate::client::lost::{Lost, Owed};
 use crate::client::pipeline::Predicted;
 use crate::client::replay::{Answers, Fresh, Keeping, Refused, Replay};
-use crate::client::routes::StatementRoutes;
+use crate::client::routes::{RouteId, StatementRoutes};
 use crate::client::untracked::{self, Kept};
 use crate::params::{self, Params, Tracked};
 use crate::prepared::ClientStatements;
@@ -334,8 +334,13 @@ impl Session {
     /// A server was given to the client: puts the SET for its parameters in front. Answers the
     /// statement, for the log.
     pub fn link(&mut self, link: &mut Link, tracked: &Tracked, flow: &mut Flow) -> Option<Vec<u8>> {
-        let sql = params::difference(tracked, &self.params, link.params_mut());
-        if let Some(sql) = &sql {
+        let away = self.routes.current() != RouteId::default();
+        let sql = if away {
+            self.set_each(link, tracked, flow)
+        } else {
+            params::difference(tracked, &self.params, link.params_mut())
+        };
+        if let Some(sql) = sql.as_ref().filter(|_| !away) {
             flow.server.inject(&[], |out| build::query(out, sql));
             link.sent(Request::Hidden(HiddenQuery::Parameters));
         }

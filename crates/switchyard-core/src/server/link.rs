@@ -130,6 +130,8 @@ pub struct Link {
     statements: ServerStatements,
     loyalty: Loyalty,
     words: Option<Vec<u8>>,
+    /// Positions of tracked parameters that the server does not take.
+    refused: Vec<usize>,
 }
 
 /// The client side of a link, as far as answers change it.
@@ -198,6 +200,7 @@ impl Link {
             statements: ServerStatements::default(),
             loyalty: Loyalty::Leaves,
             words: None,
+            refused: Vec::new(),
         }
     }
 
@@ -432,7 +435,10 @@ impl Link {
 
     /// Whether the client's parameters are being set.
     pub fn is_setting_parameters(&self) -> bool {
-        matches!(self.outstanding.front(), Some(Request::Hidden(HiddenQuery::Parameters)))
+        matches!(
+            self.outstanding.front(),
+            Some(Request::Hidden(HiddenQuery::Parameters | HiddenQuery::Parameter(_)))
+        )
     }
 
     /// Requests not answered yet.
@@ -443,6 +449,11 @@ impl Link {
     /// Whether a message has been passed on in part only.
     pub fn is_inside_message(&self) -> bool {
         self.partial.left > 0
+    }
+
+    /// Whether the server is known not to take a tracked parameter of a client.
+    pub fn refuses(&self, index: usize) -> bool {
+        self.refused.contains(&index)
     }
 
     /// Tracked parameters as the server has them.

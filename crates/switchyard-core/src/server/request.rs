@@ -62,6 +62,8 @@ pub struct NamedParse {
 pub enum HiddenQuery {
     /// SET of the client's parameters.
     Parameters,
+    /// SET of one of them on a server of another database, which may refuse it.
+    Parameter(usize),
     /// server_reset_query.
     Reset,
     /// server_check_query.

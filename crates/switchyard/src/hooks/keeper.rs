@@ -24,6 +24,8 @@ pub(super) const END_TIME: Duration = Duration::from_secs(1);
 /// Pause before the second start after a failure; it doubles up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_DOUBLINGS: u32 = 6;
+/// Failures in a row for which calls wait for the next process.
+const HOPEFUL: u32 = 3;
 /// A process that lived longer was no failure of its start.
 const PROVEN: Duration = Duration::from_millis(500);
 /// Idle time after which an additional process ends.
@@ -198,8 +200,8 @@ impl Keeper {
                 let ready = self.kept.values_mut().find(|k| matches!(k.stage, Stage::Ready));
                 if let Some(kept) = ready {
                     kept.process.order(b'G');
-                    self.asked.push(to);
                 }
+                self.asked.push(to);
             }
             Order::Drain => {
                 self.phase = Phase::Draining;
@@ -306,7 +308,8 @@ impl Keeper {
     }
 
     fn tell_if_nobody(&self, text: &str) {
-        if !self.kept.values().any(|kept| matches!(kept.stage, Stage::Ready)) && self.failures > 1 {
+        let ready = self.kept.values().any(|kept| matches!(kept.stage, Stage::Ready));
+        if !ready && self.failures > HOPEFUL {
             self.broadcast(|| Notice::Nobody(text.to_owned()));
         }
     }
@@ -351,6 +354,9 @@ impl Keeper {
         (kept.stage, kept.since) = (Stage::Ready, Instant::now());
         if shared {
             kept.takes = Takes::Both;
+        }
+        if !self.asked.is_empty() {
+            kept.process.order(b'G');
         }
         let results = std::mem::take(&mut kept.process.results);
         for (worker, results) in results.into_iter().enumerate() {

@@ -63,7 +63,7 @@ pub enum Notice {
 pub type Tell = Box<dyn Fn(WorkerId, Arc<Host>, Notice) + Send>;
 
 /// Longest wait for the globals of the modules before.
-const GLOBALS_TIME: Duration = Duration::from_millis(500);
+const GLOBALS_TIME: Duration = Duration::from_secs(2);
 /// A module that takes over globals defines a function of this name.
 const RELOAD: &[u8] = b"switchyard_reload";
 

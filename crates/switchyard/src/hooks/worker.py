@@ -303,10 +303,10 @@ class Process:
                 found = dict(pickle.loads(data))
             for module in self.main.modules:
                 take = getattr(module, "switchyard_reload", None)
-                if not callable(take):
+                if not callable(take) or module.__file__ not in found:
                     continue
                 old = {}
-                for name, value in found.get(module.__file__, {}).items():
+                for name, value in found[module.__file__].items():
                     try:
                         old[name] = pickle.loads(value)
                     except Exception:

@@ -271,6 +271,7 @@ impl Worker {
                 HiddenQuery::Check => "test query failed",
                 HiddenQuery::Reset
                 | HiddenQuery::Parameters
+                | HiddenQuery::Parameter(_)
                 | HiddenQuery::Connect
                 | HiddenQuery::Begin
                 | HiddenQuery::Forget

@@ -203,6 +203,14 @@ impl Worker {
                 Told::Failed(query, severity, text) => {
                     let note = match query {
                         HiddenQuery::Parameters => "varcache_apply failed",
+                        HiddenQuery::Parameter(index) => {
+                            let name = self.snapshot.tracked.name(*index);
+                            let prefix = server.prefix();
+                            let line =
+                                format!("{prefix} parameter {name} refused, left as it is: {text}");
+                            self.shared.log.write(Level::Warning, &line);
+                            continue;
+                        }
                         HiddenQuery::Connect => "S: error while executing exec_on_query",
                         HiddenQuery::Reset
                         | HiddenQuery::Check

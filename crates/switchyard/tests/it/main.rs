@@ -4,6 +4,7 @@
 mod console;
 mod drivers;
 mod failures;
+mod hook_contract;
 mod hook_host;
 mod hook_routes;
 mod hooks;

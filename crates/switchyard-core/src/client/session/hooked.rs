@@ -10,6 +10,7 @@ use super::{
     Stopped, Tracking,
 };
 use crate::client::routes::RouteId;
+use crate::params::{self, Tracked};
 use crate::server::link::{Link, Status};
 use crate::server::request::{HiddenQuery, Request, Turn};
 
@@ -68,6 +69,25 @@ impl Session {
         }
         link.refuse(error, turn, &mut flow.client);
         Ok(self.pass(m, Destination::Nowhere, flow))
+    }
+
+    /// Sets the client's parameters one by one: a server of another database may refuse some, which
+    /// must not undo the others, and is not asked for these again.
+    pub(super) fn set_each(
+        &mut self,
+        link: &mut Link,
+        tracked: &Tracked,
+        flow: &mut Flow,
+    ) -> Option<Vec<u8>> {
+        let mut all = Vec::new();
+        for (index, sql) in params::differences(tracked, &self.params, link.params()) {
+            if !link.refuses(index) {
+                flow.server.inject(&[], |out| build::query(out, &sql));
+                link.sent(Request::Hidden(HiddenQuery::Parameter(index)));
+                all.extend_from_slice(&sql);
+            }
+        }
+        (!all.is_empty()).then_some(all)
     }
 
     /// Where messages go.

@@ -106,6 +106,10 @@ impl Link {
                     | HiddenQuery::Connect
                     | HiddenQuery::Instead
                     | HiddenQuery::Forget => None,
+                    HiddenQuery::Parameter(index) => {
+                        self.refused.push(*index);
+                        None
+                    }
                 };
                 let text = |kind| {
                     let field = read::field(body, kind).unwrap_or_default();
