@@ -1,9 +1,10 @@
 //! The pooler's share of a switchover: how long after the new writer's first own commit the first,
-//! the median and the last of twenty writing clients get through the pooler. A failover kills the
-//! writer's postmaster, a planned change stops it; then a standby is promoted.
+//! the median and the last of twenty writing clients get through the pooler, in every way in which
+//! a writer can change.
 
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use switchyard_testkit::{Client, Cluster, Cost, Pooler, Writers, wait_until};
 
@@ -12,30 +13,86 @@ pub(crate) const WRITERS: usize = 20;
 /// Clients that are connected and silent.
 pub(crate) const IDLE: usize = 10;
 
-/// The two ways in which a writer changes.
+/// Clients that are silent in the run with many of them.
+const MANY_IDLE: usize = 450;
+/// Time over which the cost of watching is measured.
+const REST: Duration = Duration::from_secs(5);
+
+/// What happens to the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// It is stopped in good order, then a standby is promoted.
     Planned,
+    /// Its postmaster is killed, then a standby is promoted.
     Killed,
+    /// The console switches over.
+    Console,
+    /// It freezes; more than half a second later a standby is promoted.
+    Frozen,
+    /// All its sessions are cut.
+    Cut,
+    /// It restarts in place.
+    Restarted,
 }
 
-/// Runs both kinds of change and prints a row for each run.
+const KINDS: [(Kind, usize, &str); 7] = [
+    (Kind::Planned, IDLE, "planned"),
+    (Kind::Planned, MANY_IDLE, "planned, 450 idle clients"),
+    (Kind::Console, IDLE, "SWITCHOVER on the console"),
+    (Kind::Killed, IDLE, "kill -9"),
+    (Kind::Frozen, IDLE, "SIGSTOP"),
+    (Kind::Cut, IDLE, "all sessions cut"),
+    (Kind::Restarted, IDLE, "restart in place"),
+];
+
+/// Runs every kind so many times and prints a row for each: medians and, in brackets, worst runs.
 pub(crate) fn run(program: &Path, rounds: usize) -> io::Result<()> {
-    println!("| change | first ms | median ms | last ms | disconnects | errors | idle | lost |");
+    rest(program)?;
+    println!(
+        "| change | first ms | median ms | last ms | disconnects | errors | idle | wrong rows |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
-    for (kind, name) in [(Kind::Planned, "planned"), (Kind::Killed, "kill -9")] {
+    for (kind, silent, name) in KINDS {
+        let (mut stalls, mut counts) = ([Vec::new(), Vec::new(), Vec::new()], [0; 4]);
         for _ in 0..rounds {
             let mut cluster = Cluster::start()?;
-            let pooler = Pooler::start(program, &cluster.entry("app"), "pool_mode = transaction")?;
-            let (cost, idle) = change(&mut cluster, &pooler, kind)?;
-            let [first, median, last] = cost.milliseconds();
-            println!(
-                "| {name} | {first:.1} | {median:.1} | {last:.1} | {} | {} | {idle} | {} |",
-                cost.disconnects,
-                cost.errors + cost.wrong + cost.doubled,
-                cost.lost
-            );
+            let settings = "pool_mode = transaction\nmax_client_conn = 1000\npromote_sql = 1";
+            let pooler = Pooler::start(program, &cluster.entry("app"), settings)?;
+            let (cost, idle) = changed(&mut cluster, &pooler, kind, silent)?;
+            let milliseconds = cost.milliseconds();
+            stalls.iter_mut().zip(milliseconds).for_each(|(all, one)| all.push(one));
+            let wrong = cost.wrong + cost.doubled + cost.lost + cost.stale;
+            let now = [cost.disconnects, cost.errors, idle, wrong];
+            counts.iter_mut().zip(now).for_each(|(worst, one)| *worst = one.max(*worst));
         }
+        let [first, median, last] = stalls.map(|mut all| {
+            all.sort_by(f64::total_cmp);
+            let worst = all.last().copied().unwrap_or_default();
+            format!("{:.1} ({worst:.1})", all[all.len() / 2])
+        });
+        let [disconnects, errors, idle, wrong] = counts;
+        println!(
+            "| {name} | {first} | {median} | {last} | {disconnects} | {errors} | {idle} | {wrong} |"
+        );
+    }
+    Ok(())
+}
+
+/// What watching three nodes costs, with and without a writer.
+fn rest(program: &Path) -> io::Result<()> {
+    let cluster = Cluster::start()?;
+    let pooler = Pooler::start(program, &cluster.entry("app"), "pool_mode = transaction")?;
+    let readers =
+        || pooler.console("show nodes").is_ok_and(|text| text.matches("|reader|").count() > 1);
+    wait_until("two standbys", readers)?;
+    for what in ["at rest", "without a writer"] {
+        if what != "at rest" {
+            cluster.nodes().iter().try_for_each(|node| node.stop("immediate"))?;
+        }
+        let (before, began) = (pooler.cpu()?, Instant::now());
+        std::thread::sleep(REST);
+        let share = (pooler.cpu()? - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        println!("CPU of watching three nodes, {what}: {:.2} % of a core", share * 100.0);
     }
     Ok(())
 }
@@ -47,11 +104,21 @@ pub(crate) fn change(
     pooler: &Pooler,
     kind: Kind,
 ) -> io::Result<(Cost, usize)> {
+    changed(cluster, pooler, kind, IDLE)
+}
+
+/// The same with so many silent clients.
+fn changed(
+    cluster: &mut Cluster,
+    pooler: &Pooler,
+    kind: Kind,
+    silent: usize,
+) -> io::Result<(Cost, usize)> {
     let readers =
         || pooler.console("show nodes").is_ok_and(|text| text.matches("|reader|").count() > 1);
     wait_until("two standbys", readers)?;
     let mut idle = Vec::new();
-    for _ in 0..IDLE {
+    for _ in 0..silent {
         idle.push(Client::connect(pooler.port, "app")?);
     }
     let writers = Writers::start(cluster, pooler.port, "app", WRITERS)?;
@@ -59,6 +126,12 @@ pub(crate) fn change(
     let change = match kind {
         Kind::Planned => cluster.switch_over()?,
         Kind::Killed => cluster.fail_over()?,
+        Kind::Console => cluster.hand_over(|port| {
+            pooler.console(&format!("switchover app \"127.0.0.1:{port}\"")).map(drop)
+        })?,
+        Kind::Frozen => cluster.freeze_over()?,
+        Kind::Cut => cluster.cut()?,
+        Kind::Restarted => cluster.restart()?,
     };
     writers.run(1000)?;
     let cost = writers.finish(&change)?;

@@ -89,6 +89,23 @@ impl Cluster {
         Ok(change)
     }
 
+    /// Lets `promote` make the first standby, whose port it is given, the writer. No commit waits
+    /// for a standby: nobody has told the third node whom to follow.
+    pub fn hand_over(&mut self, promote: impl FnOnce(u16) -> io::Result<()>) -> io::Result<Change> {
+        for node in &self.nodes {
+            node.sql("alter system set synchronous_standby_names = ''")?;
+            node.sql("select pg_reload_conf()")?;
+        }
+        let (old, gone) = (self.writer().port, Instant::now());
+        let target = (0..self.nodes.len()).find(|index| *index != self.writer).unwrap_or(0);
+        let port = self.nodes[target].port;
+        let direct = watch(port);
+        promote(port)?;
+        let accepted = direct.join().map_err(|_| io::Error::other("a panic"))??;
+        self.writer = target;
+        Ok(Change { old, new: port, gone, accepted })
+    }
+
     /// The node with this port was promoted by others: the rest follows it, but for the old writer,
     /// which is stopped.
     pub fn follow(&mut self, port: u16) -> io::Result<()> {

@@ -358,7 +358,9 @@ impl Cluster {
         if self.records.open().is_some_and(|open| open.kind == Kind::Planned) {
             return;
         }
-        let old = self.writer().map(|id| self.name(id)).unwrap_or_default();
+        // A writer that is lost at this moment may be the writer again: that ends no hold.
+        let old = self.writer().or(self.memory.writer);
+        let old = old.map(|id| self.name(id)).unwrap_or_default();
         self.published.event = self.records.begin(Change {
             id: 0,
             kind: Kind::Planned,

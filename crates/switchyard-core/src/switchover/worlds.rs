@@ -360,3 +360,16 @@ fn a_hold_ends_with_release_or_with_another_writer() {
         assert_eq!(world.chosen(), Some(if released { 0 } else { 1 }));
     }
 }
+
+#[test]
+fn a_hold_without_a_writer_outlasts_the_same_writer() {
+    let mut world = World::new();
+    world.happen(Event::Kill(0));
+    world.happen(Event::Signal);
+    world.command(Command::Hold);
+    world.run(20);
+    world.happen(Event::Start(0));
+    world.run(100);
+    assert!(world.is_held());
+    assert_eq!(world.chosen(), Some(0));
+}
