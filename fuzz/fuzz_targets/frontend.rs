@@ -6,6 +6,7 @@ use switchyard_core::client::session::{
     Detour, Flow, Hooking, Loyalty, Misuse, Reprepare, Rules, Session, Simple, Stop, Tracking,
     Untracked,
 };
+use switchyard_core::client::replay::Keeping;
 use switchyard_core::params::{Params, Tracked};
 use switchyard_core::prepared::Registry;
 use switchyard_core::server::link::Link;
@@ -23,6 +24,7 @@ fuzz_target!(|data: &[u8]| {
         simple: Simple::Allowed,
         untracked: Untracked::Ignore,
         tracked: &tracked,
+        keeping: if choice & 4 == 0 { Keeping::Off } else { Keeping::On },
         message_max: 1 << 20,
         registry: &registry,
         outstanding_max: 1000,
