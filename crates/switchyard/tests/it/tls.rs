@@ -520,3 +520,17 @@ fn a_cluster_is_watched_and_followed_encrypted() -> io::Result<()> {
     assert_eq!(found, format!("{}|t", second.port));
     Ok(())
 }
+
+#[test]
+fn a_current_libpq_begins_both_ways() -> io::Result<()> {
+    let Some(drivers) = std::env::var_os("SWITCHYARD_DRIVERS") else { return Ok(()) };
+    let stage = stage()?;
+    stage.certificates.issue("root", "node", "x", Some("subjectAltName=DNS:localhost"))?;
+    let settings = format!("{}auth_type = scram-sha-256", stage.client_side("require", "node"));
+    let pooler = stage.pooler(&settings)?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/drivers/tls_with_psycopg3.py");
+    let python = std::path::Path::new(&drivers).join("venv/bin/python");
+    let mut command = Command::new(python);
+    command.arg(script).arg(pooler.port.to_string()).arg(stage.certificates.path("root.crt"));
+    run(&mut command).map(drop)
+}
