@@ -6,7 +6,8 @@ use std::time::Duration;
 pub use crate::value::Written;
 use crate::value::{
     AuthType, Bytes, DrainAction, Fencing, Io, LostTransaction, Names, OnError, PoolMode,
-    RouteInTransaction, RouteNone, RouteUnknown, SessionRelink, SslMode, Tag, UntrackedSet, Value,
+    RouteInTransaction, RouteNone, RouteUnknown, SessionRelink, SslMode, Tag, Truth, UntrackedSet,
+    Value,
 };
 
 /// One row of SHOW CONFIG.
@@ -159,6 +160,7 @@ macro_rules! nothing {
 
 nothing! {
     bool => false, i64 => 0, Duration => Duration::ZERO, String => String::new(),
+    Truth => Truth(false),
     Option<String> => None, Option<i64> => None, Bytes => Bytes(0), Names => Names::default(),
     AuthType => AuthType::Md5, PoolMode => PoolMode::Session, SslMode => SslMode::Disable,
     Option<LostTransaction> => None, Io => Io::Auto, Fencing => Fencing::Strict,
@@ -291,7 +293,7 @@ settings! {
     reserve_pool_timeout: Duration, Some("5"), Some("5"), Run, Active;
     resolv_conf: String, Some(""), Some(""), Start, Inert;
     rewrite_on_error: OnError, Some("pass"), Some("pass"), Run, Active;
-    rewrite_query_disconnect_on_failure: bool, Some("false"), Some("false"), Run, Active;
+    rewrite_query_disconnect_on_failure: Truth, Some("false"), Some("false"), Run, Active;
     rewrite_query_py_module_file: String, Some("not_enabled"), Some("not_enabled"), Run, Active;
     rewrite_query_tag: Tag, Some("off"), Some("off"), Run, Active;
     route_in_transaction: RouteInTransaction, Some("stay"), Some("stay"), Run, Active;
@@ -375,6 +377,13 @@ mod tests {
             }
         }
         assert_eq!(settings, Settings::default());
+        let keys: Vec<_> = settings.rows().iter().map(|row| row.key).collect();
+        let mut sorted = keys.clone();
+        sorted.sort_unstable();
+        // PgBouncer shows these two the other way round.
+        let at = sorted.iter().position(|key| *key == "pool_idle_timeout").unwrap_or_default();
+        sorted.swap(at, at + 1);
+        assert_eq!(keys, sorted);
         assert_eq!(settings.set("listen_port", "1"), Ok(Taken::Ignored));
         assert_eq!(settings.set("max_client_conn", "x"), Err(SetError::Invalid));
         assert_eq!(settings.set("nonsense", "1"), Err(SetError::Unknown));

@@ -43,6 +43,20 @@ impl Value for bool {
     }
 }
 
+/// A truth that is shown as `true` or `false`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truth(pub bool);
+
+impl Value for Truth {
+    fn parse(text: &str) -> Option<Self> {
+        bool::parse(text).map(Truth)
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.0.to_string())
+    }
+}
+
 /// Decimal, `0x` hexadecimal or `0` octal, whole text.
 fn integer(text: &str) -> Option<i64> {
     let (digits, sign) = match text.strip_prefix('-') {

@@ -397,7 +397,7 @@ impl Worker {
     fn rewriting_failed(&mut self, key: Key, trouble: &Trouble) -> Result<Approval, Failure> {
         self.failed(key, Hook::Rewrite, trouble);
         let settings = &self.snapshot.config.settings;
-        let how = if settings.rewrite_query_disconnect_on_failure {
+        let how = if settings.rewrite_query_disconnect_on_failure.0 {
             OnError::Disconnect
         } else {
             settings.rewrite_on_error

@@ -140,6 +140,22 @@ fn a_file_is_checked() -> io::Result<()> {
 }
 
 #[test]
+fn the_example_is_right() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let place = Workplace::new()?;
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    for file in ["switchyard.ini", "userlist.txt"] {
+        place.write(file, &std::fs::read_to_string(docs.join(file))?)?;
+    }
+    let said = place.run(place.command(program()).args(["check", "switchyard.ini"]))?;
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stdout.starts_with("switchyard.ini: 0 errors, 0 warnings, "), "{said:?}");
+    Ok(())
+}
+
+#[test]
 fn a_start_says_what_it_does_in_order() -> io::Result<()> {
     if !wanted() {
         return Ok(());
