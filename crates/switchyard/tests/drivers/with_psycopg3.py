@@ -1,7 +1,17 @@
 """psycopg 3: pipelines, prepared statements, COPY, errors, refused statements, two-way switch."""
 import sys
+import threading
 
 import psycopg
+
+
+def sleep(conn):
+    """What ends a sleep: its SQLSTATE."""
+    try:
+        conn.execute("select pg_sleep(600)")
+    except psycopg.Error as error:
+        return error.sqlstate
+
 
 port = int(sys.argv[1])
 dsn = f"host=127.0.0.1 port={port} user=postgres dbname=dev"
@@ -43,3 +53,16 @@ with psycopg.connect(dsn) as conn:
         cursor.itersize = 10
         cursor.execute("select generate_series(1, 100)")
         assert sum(row[0] for row in cursor) == 5050
+
+# Cancels, with the longer keys of protocol 3.2 where the client library speaks it.
+versions = ["", "max_protocol_version=3.0", "max_protocol_version=latest"]
+for version in versions if psycopg.pq.version() >= 180000 else versions[:1]:
+    with psycopg.connect(f"{dsn} {version}", autocommit=True) as conn:
+        conn.execute("select %s::int", (1,))
+        sleeper = threading.Thread(target=lambda: canceled.append(sleep(conn)))
+        canceled = []
+        sleeper.start()
+        while sleeper.is_alive():
+            conn.cancel()
+            sleeper.join(0.05)
+        assert canceled == ["57014"], canceled
