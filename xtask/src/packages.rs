@@ -51,7 +51,7 @@ pub(crate) fn consoles() -> Result<(), String> {
 
 /// Versions of the drivers that tests use.
 const PYTHON_DRIVERS: [&str; 3] =
-    ["psycopg[binary]==3.2.*", "psycopg2-binary==2.9.*", "asyncpg==0.30.*"];
+    ["psycopg[binary]==3.3.*", "psycopg2-binary==2.9.*", "asyncpg==0.30.*"];
 const NODE_DRIVER: &str = "pg@8";
 
 /// Installs drivers for Python and Node into `directory`, where they stay.

@@ -113,9 +113,8 @@ pub fn check_pidfile(path: &str, log: &Log) -> Result<(), String> {
 /// as in containers, the file of a predecessor may name ourselves.
 fn is_alive(text: &str) -> bool {
     let pid: i32 = text.trim().parse().unwrap_or(0);
-    let Some(pid) = Pid::from_raw(pid).filter(|pid| pid.as_raw_nonzero().get() > 0) else {
-        return false;
-    };
+    // A negative number is no process, and not to be asked about.
+    let Some(pid) = Pid::from_raw(pid.max(0)) else { return false };
     if pid == rustix::process::getpid() {
         return false;
     }

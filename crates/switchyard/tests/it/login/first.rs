@@ -126,7 +126,8 @@ fn startup_packets_of_every_size_and_version() -> io::Result<()> {
         (1, None, None),
         (2, None, None),
         (3, None, Some(&b"\0\x03\0\x02\0\0\0\0"[..])),
-        (0, Some(("_pq_.x", "1")), Some(b"\0\x03\0\x02\0\0\0\x01_pq_.x\0")),
+        // A version above the one asked for would end libpq's login.
+        (0, Some(("_pq_.x", "1")), Some(b"\0\x03\0\0\0\0\0\x01_pq_.x\0")),
         (9999, Some(("_pq_.x", "1")), Some(b"\0\x03\0\x02\0\0\0\x01_pq_.x\0")),
     ] {
         let pairs: Vec<_> = APP.into_iter().chain(extra).collect();
