@@ -81,7 +81,6 @@ fn wild_functions_harm_their_own_call_only() -> io::Result<()> {
         ("number", Some("TypeError: rewrite_query returned int")),
         ("nul", Some("ValueError: rewrite_query returned a NUL")),
         ("surrogate", Some("UnicodeEncodeError")),
-        ("close", Some("the interpreter ended")),
         ("huge", None),
         ("fork", None),
         ("print", None),
@@ -89,6 +88,11 @@ fn wild_functions_harm_their_own_call_only() -> io::Result<()> {
         ("thread", None),
         ("leak", None),
     ];
+    // Its result may lie in the journal already, and counts then; either way there is an answer.
+    match client.run("select 'wild:close'").map_err(|error| error.to_string()) {
+        Ok(rows) => assert_eq!(rows, ["wild:close"]),
+        Err(text) => assert_eq!(text, "58000 query rewrite failed"),
+    }
     for (word, error) in cases {
         let answer = client.run(&format!("select 'wild:{word}'"));
         match error {
