@@ -1,5 +1,4 @@
-//! From the settings of entries with a topology_query to what their clusters are told, and from a
-//! published view to the lanes of pools.
+//! From the settings of entries with a topology_query to what their clusters are told.
 
 use std::time::Duration;
 
@@ -8,13 +7,10 @@ use switchyard_config::value::{
     Bytes, DrainAction as ConfigDrain, Fencing as ConfigFencing, Value,
 };
 use switchyard_config::{Config, Database};
-use switchyard_core::ids::LaneId;
-use switchyard_core::pool::LaneRole;
 use switchyard_core::switchover::options::{
     DrainAction, Fencing, Newcomers, Options, Plan, PromoteBy, Timings,
 };
 use switchyard_core::switchover::topology::Endpoint;
-use switchyard_core::switchover::view::{Gate, Lag, NodeView, Role, View};
 
 use crate::log::{Level, Log};
 use crate::services::ClusterOptions;
@@ -40,18 +36,6 @@ pub fn complete(config: &mut Config, log: &Log) {
             log.write(Level::Error, &line);
         }
     }
-}
-
-/// The lanes of a published cluster.
-pub fn lanes(view: &View) -> Vec<(LaneId, LaneRole)> {
-    let role = |node: &NodeView| match (node.role, node.lag) {
-        (Role::Writer, _) if view.gate == Gate::Held => LaneRole::Held,
-        (Role::Writer, _) => LaneRole::Writer,
-        (Role::Reader, Lag::Fine) => LaneRole::Reader,
-        (Role::Reader, Lag::TooFar) => LaneRole::Behind,
-        (Role::Unknown, _) => LaneRole::Down,
-    };
-    view.nodes.iter().map(|node| (LaneId(node.id.0), role(node))).collect()
 }
 
 /// The clusters among the entries.

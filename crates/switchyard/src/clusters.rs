@@ -9,11 +9,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 use switchyard_config::PoolMode;
 use switchyard_core::ids::{LaneId, Ticket};
+use switchyard_core::pool;
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::snapshot::Change;
 use switchyard_core::switchover::view::{NodeId, View};
 
-use crate::cluster_settings::lanes;
 use crate::log::Level;
 use crate::pools::SharedPool;
 use crate::services::House;
@@ -79,7 +79,7 @@ impl House for Shared {
         let entry = self.known_entry(database)?;
         let released = entry.view().is_holding() && !view.is_holding();
         let mut waiting = 0;
-        let (now, lanes) = (Instant::now(), lanes(view));
+        let (now, lanes) = (Instant::now(), pool::roles(view));
         entry.set_view(view.clone());
         for pool in entry.pools() {
             pool.set_gate(view.gate);

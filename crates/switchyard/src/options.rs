@@ -11,14 +11,13 @@ use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::Loyalty;
 use switchyard_core::params::Tracked;
 use switchyard_core::pool::{
-    Failing, Limits, Minimum, OpenFailure, OpenFailureKind, Order, Pool, Reopen, Reserve, Retry,
-    Standby,
+    Failing, Limits, Minimum, OpenFailure, Order, Pool, Reopen, Reserve, Retry, Standby, roles,
 };
 use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError};
 use switchyard_io::SocketOptions;
 
 use crate::access::Access;
-use crate::cluster_settings::{lanes, wish};
+use crate::cluster_settings::wish;
 use crate::entries::Entry;
 use crate::log::Level;
 use crate::pools::SharedPool;
@@ -152,7 +151,7 @@ pub fn make_pool(
     let machine = match &definition.topology_query {
         Some(_) => {
             let mut pool = Pool::for_cluster(limits, workers).sharing(share);
-            pool.set_view(Instant::now(), &lanes(&entry.view()));
+            pool.set_view(Instant::now(), &roles(&entry.view()));
             pool
         }
         None => Pool::new(limits, workers).sharing(share),
@@ -222,36 +221,14 @@ pub struct Refusal {
     pub failure: OpenFailure,
 }
 
-/// SQLSTATE of a server that is starting up or shutting down.
-const CANNOT_CONNECT_NOW: &str = "57P03";
-
 /// Judges a failed login.
 pub fn refusal(error: &ServerLoginError) -> Refusal {
-    let failure = |text: &str, sqlstate: &str, kind| OpenFailure {
-        text: text.into(),
-        sqlstate: sqlstate.into(),
-        kind,
+    let line = match error {
+        ServerLoginError::Refused { severity, message, .. } => {
+            Some((Level::Warning, format!("server login failed: {severity} {message}")))
+        }
+        ServerLoginError::CannotAnswer(line, _) => Some((Level::Error, line.clone())),
+        ServerLoginError::Broken(_) => None,
     };
-    match error {
-        ServerLoginError::Refused { severity, sqlstate, message } => {
-            let waits = sqlstate == CANNOT_CONNECT_NOW;
-            let kind = if waits { OpenFailureKind::Connect } else { OpenFailureKind::Login };
-            let line = format!("server login failed: {severity} {message}");
-            Refusal {
-                line: Some((Level::Warning, line)),
-                failure: failure(message, sqlstate, kind),
-            }
-        }
-        ServerLoginError::CannotAnswer(line, told) => {
-            let line = Some((Level::Error, line.clone()));
-            let failure = match told {
-                Some(told) => failure(told, "08P01", OpenFailureKind::Login),
-                None => failure("failed to answer authreq", "08P01", OpenFailureKind::Connect),
-            };
-            Refusal { line, failure }
-        }
-        ServerLoginError::Broken(reason) => {
-            Refusal { line: None, failure: failure(reason, "08P01", OpenFailureKind::Connect) }
-        }
-    }
+    Refusal { line, failure: OpenFailure::of(error) }
 }

@@ -3,19 +3,19 @@
 //! One lock guards the machine and the connections it owns; it is held for a decision, never for
 //! input or output. What has to be done afterwards comes back as orders.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use foldhash::fast::RandomState;
 use switchyard_auth::scram::Keys;
 use switchyard_config::PoolMode;
 use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::Loyalty;
-use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
+use switchyard_core::ids::{ServerId, Ticket, WorkerId};
 use switchyard_core::params::Params;
-use switchyard_core::pool::{Effect, OpenFailure, Pool};
+use switchyard_core::pool::parking::{Errand, Lent, Parking};
+use switchyard_core::pool::{Pool, Want};
+use switchyard_core::server::duty::Tenure;
 use switchyard_core::switchover::view::Gate;
 
 use crate::entries::Entry;
@@ -57,7 +57,7 @@ pub struct Inner {
     /// Who gets what.
     pub machine: Pool,
     /// Idle connections.
-    pub parked: HashMap<ServerId, Box<Server>, RandomState>,
+    pub parking: Parking<Box<Server>>,
     /// For logins.
     pub welcome: Option<Arc<Welcome>>,
     /// Keys of a client's SCRAM login, for logins to servers.
@@ -79,27 +79,7 @@ impl Drop for CancelPermit {
 }
 
 /// Something that a worker has to do after a decision.
-#[derive(Debug)]
-pub enum Order {
-    /// Open a connection.
-    Open(ServerId, LaneId, WorkerId),
-    /// Hand a connection to a waiting client.
-    Give(Box<Server>, Ticket),
-    /// Check a connection.
-    Check(Box<Server>, WorkerId),
-    /// Close a connection that was idle.
-    Close(Box<Server>, &'static str),
-    /// Tell a waiting client why there is no server.
-    Fail(Ticket, OpenFailure),
-    /// Let a client finish its login.
-    Welcome(Ticket),
-    /// Give up what is being opened or checked.
-    Abort(ServerId, WorkerId, &'static str),
-    /// A server of the reserve is opened for this client: the log tells.
-    Reserve(Ticket),
-    /// A limit shared with other pools is reached: one of them parts with an idle server.
-    Evict,
-}
+pub type Order = Errand<Box<Server>>;
 
 /// Orders with the pools that gave them, oldest first.
 pub type Orders = Vec<(Arc<SharedPool>, Order)>;
@@ -172,7 +152,8 @@ impl SharedPool {
     /// A pool with this machine.
     pub fn new(entry: Arc<Entry>, user: String, machine: Pool, workers: usize) -> Self {
         let (welcome, keys, unused, cancels) = (None, None, None, 0);
-        let inner = Inner { machine, parked: HashMap::default(), welcome, keys, unused, cancels };
+        let parking = Parking::default();
+        let inner = Inner { machine, parking, welcome, keys, unused, cancels };
         SharedPool {
             entry,
             user,
@@ -253,6 +234,16 @@ impl SharedPool {
         }
     }
 
+    /// How long a client keeps its server.
+    #[inline]
+    pub fn tenure(&self) -> Tenure {
+        match self.mode() {
+            PoolMode::Session => Tenure::Session,
+            PoolMode::Transaction => Tenure::Transaction,
+            PoolMode::Statement => Tenure::Statement,
+        }
+    }
+
     /// Named statements kept per server; 0 means that names pass unchanged.
     #[inline]
     pub fn prepared_max(&self) -> usize {
@@ -298,25 +289,30 @@ impl SharedPool {
 }
 
 impl Inner {
-    /// Turns the machine's effects into orders, taking connections out where they are needed.
-    fn collect(&mut self, pool: &Arc<SharedPool>, orders: &mut Orders) {
-        while let Some(effect) = self.machine.poll_effect() {
-            let order = match effect {
-                Effect::Open(id, lane, worker) => Some(Order::Open(id, lane, worker)),
-                Effect::Fail(ticket, failure) => Some(Order::Fail(ticket, failure)),
-                Effect::Welcome(ticket) => Some(Order::Welcome(ticket)),
-                Effect::Abort(id, worker, reason) => Some(Order::Abort(id, worker, reason)),
-                Effect::Reserve(ticket) => Some(Order::Reserve(ticket)),
-                Effect::Evict => Some(Order::Evict),
-                Effect::Give(id, ticket) => self.take(id).map(|s| Order::Give(s, ticket)),
-                Effect::Check(id, worker) => self.take(id).map(|s| Order::Check(s, worker)),
-                Effect::Close(id, reason) => self.take(id).map(|s| Order::Close(s, reason)),
-            };
-            orders.extend(order.map(|order| (Arc::clone(pool), order)));
-        }
+    /// A client needs a server.
+    pub fn checkout(&mut self, now: Instant, ticket: Ticket, want: Want) -> Lent<Box<Server>> {
+        self.parking.checkout(&mut self.machine, now, ticket, want)
     }
 
-    fn take(&mut self, id: ServerId) -> Option<Box<Server>> {
-        self.parked.remove(&id)
+    /// A server is free; answers what is to be done with it, unless it was parked.
+    pub fn checkin(
+        &mut self,
+        now: Instant,
+        place: (ServerId, WorkerId),
+        server: Box<Server>,
+    ) -> Option<Order> {
+        self.parking.checkin(&mut self.machine, now, place, server)
+    }
+
+    /// Something happened on an idle server: takes it out, if it is there.
+    pub fn claim(&mut self, id: ServerId) -> Option<Box<Server>> {
+        self.parking.claim(&mut self.machine, id)
+    }
+
+    /// Collects what the machine's decisions have brought about.
+    fn collect(&mut self, pool: &Arc<SharedPool>, orders: &mut Orders) {
+        while let Some(order) = self.parking.poll_errand(&mut self.machine) {
+            orders.push((Arc::clone(pool), order));
+        }
     }
 }

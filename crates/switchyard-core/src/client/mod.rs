@@ -1,7 +1,9 @@
 //! The client side: first packets, login, and the session.
 
+pub mod doubt;
 pub mod login;
 pub mod lost;
+pub mod patience;
 pub mod pipeline;
 pub mod replay;
 pub mod routes;

@@ -12,6 +12,7 @@
 
 mod gate;
 mod lane;
+pub mod parking;
 mod questions;
 mod queue;
 pub mod shares;
@@ -39,6 +40,7 @@ pub use terms::{
     Checkin, Checkout, Counts, Effect, Failing, Limits, Minimum, OpenFailure, OpenFailureKind,
     Order, Reopen, Reserve, Retry, Standby,
 };
+pub use view::{is_vain, roles, serves};
 
 /// What is known of the parameters that clients are welcomed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::ids::{LaneId, ServerId, Ticket, WorkerId};
+use crate::server::login::ServerLoginError;
 
 /// Sizes and times that a pool keeps to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +175,40 @@ pub struct OpenFailure {
     pub sqlstate: String,
     /// What kind of failure.
     pub kind: OpenFailureKind,
+}
+
+/// SQLSTATE of a server that is starting up or shutting down.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+/// SQLSTATE of everything that has none of its own.
+const PROTOCOL_VIOLATION: &str = "08P01";
+
+impl OpenFailure {
+    /// No connection, for this reason.
+    pub fn connect(text: &str) -> Self {
+        OpenFailure {
+            text: text.into(),
+            sqlstate: PROTOCOL_VIOLATION.into(),
+            kind: OpenFailureKind::Connect,
+        }
+    }
+
+    /// A login that came to nothing.
+    pub fn of(error: &ServerLoginError) -> Self {
+        match error {
+            ServerLoginError::Refused { sqlstate, message, .. } => {
+                let waits = sqlstate == CANNOT_CONNECT_NOW;
+                let kind = if waits { OpenFailureKind::Connect } else { OpenFailureKind::Login };
+                OpenFailure { text: message.clone(), sqlstate: sqlstate.clone(), kind }
+            }
+            ServerLoginError::CannotAnswer(_, Some(told)) => {
+                OpenFailure { kind: OpenFailureKind::Login, ..OpenFailure::connect(told) }
+            }
+            ServerLoginError::CannotAnswer(_, None) => {
+                OpenFailure::connect("failed to answer authreq")
+            }
+            ServerLoginError::Broken(reason) => OpenFailure::connect(reason),
+        }
+    }
 }
 
 /// Kinds of failure with different consequences for waiting clients.

@@ -180,7 +180,10 @@ impl Pool {
 
     fn ids(&self, lane: LaneId, state: State) -> Vec<ServerId> {
         let slots = self.slots.iter().filter(|(_, slot)| slot.lane == lane && slot.state == state);
-        slots.map(|(id, _)| *id).collect()
+        let mut ids: Vec<ServerId> = slots.map(|(id, _)| *id).collect();
+        // The order of a hash map is nobody's decision.
+        ids.sort_unstable();
+        ids
     }
 
     fn abort_all(&mut self, lane: LaneId, state: State, reason: &'static str) {

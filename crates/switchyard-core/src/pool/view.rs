@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::ids::LaneId;
-use crate::pool::Pool;
 use crate::pool::lane::{Lane, LaneRole};
+use crate::pool::{Pool, Want};
+use crate::switchover::view::{Gate, Lag, NodeId, NodeView, Role, View};
 
 /// Longest wait for a probe's word about a suspect writer; it is as long as a probe may take.
 const SUSPICION: Duration = Duration::from_millis(150);
@@ -60,4 +61,31 @@ impl Pool {
             self.serve_waiters(now);
         }
     }
+}
+
+/// The lanes of a published cluster.
+pub fn roles(view: &View) -> Vec<(LaneId, LaneRole)> {
+    let role = |node: &NodeView| match (node.role, node.lag) {
+        (Role::Writer, _) if view.gate == Gate::Held => LaneRole::Held,
+        (Role::Writer, _) => LaneRole::Writer,
+        (Role::Reader, Lag::Fine) => LaneRole::Reader,
+        (Role::Reader, Lag::TooFar) => LaneRole::Behind,
+        (Role::Unknown, _) => LaneRole::Down,
+    };
+    view.nodes.iter().map(|node| (LaneId(node.id.0), role(node))).collect()
+}
+
+/// Whether a linked client can finish on this lane what it came for: a node that is not the writer
+/// any more cannot take its writes, and one that answers nothing cannot do anything.
+pub fn serves(view: &View, lane: LaneId, purpose: Want) -> bool {
+    view.node(NodeId(lane.0)).is_some_and(|node| match purpose {
+        Want::Writer => node.role == Role::Writer,
+        Want::Reader | Want::ReaderOnly | Want::Any | Want::Node(_) => node.role != Role::Unknown,
+    })
+}
+
+/// Whether a connection that is being opened to this lane would take a place in the pool until it
+/// times out, because its node answers nothing.
+pub fn is_vain(view: &View, lane: LaneId) -> bool {
+    view.node(NodeId(lane.0)).is_none_or(|node| node.role == Role::Unknown)
 }

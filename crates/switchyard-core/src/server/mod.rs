@@ -1,5 +1,6 @@
 //! The server side: outgoing logins, questions for users, and what a linked server owes.
 
+pub mod duty;
 pub mod link;
 pub mod login;
 pub mod lookup;

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use switchyard_config::PoolMode;
+use switchyard_core::client::patience::Notice;
 use switchyard_core::client::untracked::{FORGET, Kept};
 use switchyard_core::ids::{ServerId, Ticket};
 use switchyard_core::lifecycle::Phase;
-use switchyard_core::pool::{Checkin, Checkout, Want};
+use switchyard_core::pool::Want;
+use switchyard_core::pool::parking::Lent;
+use switchyard_core::server::duty::{self, Bond, Duty, Next, Release, Reset, Unsent};
 use switchyard_core::server::link::Status;
 use switchyard_core::server::request::{HiddenQuery, Request};
 use switchyard_io::Key;
@@ -15,7 +17,7 @@ use switchyard_wire::build;
 
 use crate::log::Level;
 use crate::pools::{Order, SharedPool, Stats};
-use crate::worker::client::{Activity, Lookup, Notice, Stage};
+use crate::worker::client::{Activity, Lookup, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::message::Message;
 use crate::worker::server::{Server, Stage as ServerStage, Unread, Use};
@@ -52,33 +54,25 @@ impl Worker {
         let Some(client) = self.clients.get(key) else { return Outcome::Gone };
         let Some(place) = &client.place else { return Outcome::Gone };
         let (pool, want) = (Arc::clone(&place.pool), place.want);
-        let (answer, server) = pool.decide(&mut self.orders, |inner| {
-            let answer = inner.machine.checkout(now, ticket, want);
-            let server = match &answer {
-                Checkout::Granted(id) => inner.parked.remove(id),
-                Checkout::Wait | Checkout::Refused(_) => None,
-            };
-            (answer, server)
-        });
-        match (answer, server) {
-            (Checkout::Granted(_), Some(server)) => {
+        match pool.decide(&mut self.orders, |inner| inner.checkout(now, ticket, want)) {
+            Lent::Server(server) => {
                 let slot = self.take_over(server);
                 self.link(key, slot);
                 Outcome::Linked
             }
-            (Checkout::Refused(reason), _) => {
+            Lent::Refused(reason) => {
                 let text = format!(
                     "server login has been failing, cached error: {reason} (server_login_retry)"
                 );
                 self.close_client(key, &text, Farewell::fatal());
                 Outcome::Gone
             }
-            (Checkout::Wait, _) if self.phase == Phase::WaitForServers => {
+            Lent::Wait if self.phase == Phase::WaitForServers => {
                 pool.decide(&mut self.orders, |inner| inner.machine.leave(now, ticket));
                 self.refuse_wait(key);
                 Outcome::Gone
             }
-            (Checkout::Granted(_) | Checkout::Wait, _) => {
+            Lent::Wait => {
                 if let Some(client) = self.clients.get_mut(key) {
                     client.set_activity(Activity::Waiting);
                     client.waiting_since = Some(now);
@@ -102,7 +96,7 @@ impl Worker {
         });
         let slot = self.take_over(server);
         if !wanted {
-            return self.checkin(slot);
+            self.checkin(slot);
         }
         if asks {
             return self.put_lookup(key, slot);
@@ -173,24 +167,23 @@ impl Worker {
             return;
         };
         let ServerStage::Ready(link, usage) = &server.stage else { return };
-        let free = link.is_free() && server.output.is_empty();
-        match *usage {
+        let (client, duty) = match *usage {
             Use::Linked(client) => {
-                let session = server.pool.mode() == PoolMode::Session;
-                let (moving, pinned) = self
-                    .clients
-                    .get(client)
-                    .map_or((false, false), |c| (c.moving.is_some(), c.is_pinned()));
-                if free && moving && session {
-                    self.keep(key, client);
-                } else if free && (moving || !(session || pinned)) {
-                    self.unlink(key, client);
-                }
+                let bond = self.clients.get(client).map_or(Bond::None, |client| client.bond());
+                (Some(client), Duty::Linked(bond))
             }
-            Use::Testing if free => self.checkin(key),
-            Use::Testing if link.is_quiet() => self.close_server(key, "reset query failed"),
-            Use::Idle if free => self.checkin(key),
-            Use::Testing | Use::Idle | Use::BeingCanceled | Use::Kept(_) => {}
+            Use::Testing => (None, Duty::Testing),
+            Use::Idle => (None, Duty::Idle),
+            Use::BeingCanceled => (None, Duty::BeingCanceled),
+            Use::Kept(_) => (None, Duty::Kept),
+        };
+        let unsent = Unsent::of(!server.output.is_empty());
+        match (duty::next(link, unsent, duty, server.pool.tenure()), client) {
+            (Next::Keep, Some(client)) => self.keep(key, client),
+            (Next::Part, Some(client)) => self.unlink(key, client),
+            (Next::Checkin, _) => self.checkin(key),
+            (Next::Close(reason), _) => self.close_server(key, reason),
+            (Next::Stay | Next::Keep | Next::Part, _) => {}
         }
     }
 
@@ -237,20 +230,24 @@ impl Worker {
         let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
             return;
         };
-        if server.cancels > 0 {
-            return server.set_use(Use::BeingCanceled);
-        }
         let settings = &self.snapshot.config.settings;
-        let kept = std::mem::replace(&mut server.kept, Kept::Nothing);
-        let session = server.pool.mode() == PoolMode::Session || kept == Kept::Pinned;
-        let reset = session || settings.server_reset_query_always;
-        if reset && !settings.server_reset_query.is_empty() {
-            let sql = settings.server_reset_query.clone();
-            return self.test(slot, HiddenQuery::Reset, sql.as_bytes());
-        }
-        match kept {
-            Kept::Nothing | Kept::Told => self.checkin(slot),
-            Kept::Pinned | Kept::ToForget => self.test(slot, HiddenQuery::Forget, FORGET),
+        let reset = match settings.server_reset_query_always {
+            _ if settings.server_reset_query.is_empty() => Reset::Never,
+            true => Reset::Always,
+            false => Reset::Sessions,
+        };
+        match duty::release(server.cancels, server.kept, server.pool.tenure(), reset) {
+            Release::Wait => server.set_use(Use::BeingCanceled),
+            Release::Checkin => {
+                server.kept = Kept::Nothing;
+                self.checkin(slot);
+            }
+            Release::Run(query) => {
+                server.kept = Kept::Nothing;
+                let sql = settings.server_reset_query.clone();
+                let sql = if query == HiddenQuery::Reset { sql.as_bytes() } else { FORGET };
+                self.test(slot, query, sql);
+            }
         }
     }
 
@@ -288,16 +285,8 @@ impl Worker {
         server.set_use(Use::Idle);
         let (now, id, worker) = (self.now, server.id, self.id);
         let pool = Arc::clone(&server.pool);
-        let moved =
-            pool.decide(&mut self.orders, |inner| match inner.machine.checkin(now, id, worker) {
-                Checkin::Idle => {
-                    inner.parked.insert(id, server);
-                    None
-                }
-                Checkin::Give(ticket) => Some(Order::Give(server, ticket)),
-                Checkin::Check => Some(Order::Check(server, worker)),
-                Checkin::Close(reason) => Some(Order::Close(server, reason)),
-            });
+        let place = (id, worker);
+        let moved = pool.decide(&mut self.orders, |inner| inner.checkin(now, place, server));
         if let Some(order) = moved {
             self.obey(pool, order);
         }
@@ -308,7 +297,7 @@ impl Worker {
         let Some(place) = self.servers.get_mut(slot) else { return false };
         let id = place.id;
         let mut inner = place.pool.lock();
-        let server = if inner.machine.claim(id) { inner.parked.remove(&id) } else { None };
+        let server = inner.claim(id);
         drop(inner);
         place.here = server;
         place.here.is_some()

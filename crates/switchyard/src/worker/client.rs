@@ -6,11 +6,14 @@ use std::time::{Instant, SystemTime};
 
 use switchyard_auth::scram::Keys;
 use switchyard_auth::secret::Known;
+use switchyard_core::client::doubt::Doubt;
 use switchyard_core::client::login::Login;
+use switchyard_core::client::patience::Notice;
 use switchyard_core::client::session::Session;
 use switchyard_core::client::startup::StartupRequest;
 use switchyard_core::client::untracked::Kept;
 use switchyard_core::pool::Want;
+use switchyard_core::server::duty::Bond;
 use switchyard_io::{Key, Peer, Stream};
 
 use crate::entries::Entry;
@@ -19,7 +22,6 @@ use crate::shared::Shared;
 use crate::tls::Transport;
 use crate::worker::buffer::Pending;
 use crate::worker::console::ConsoleClient;
-use crate::worker::doubt::Doubt;
 use crate::worker::hooking::Asking;
 use crate::worker::routes::Routes;
 use crate::worker::server::{Unread, pointer};
@@ -204,15 +206,6 @@ pub struct Client {
     pub notice: Notice,
 }
 
-/// The notice of query_wait_notify.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// Not given in this wait.
-    Due,
-    /// Given.
-    Given,
-}
-
 impl Client {
     /// A connection that was just accepted.
     pub fn new(number: u64, stream: Stream, peer: Peer, now: Instant) -> Self {
@@ -255,9 +248,13 @@ impl Client {
         }
     }
 
-    /// Whether it keeps its server for what it has set there.
-    pub fn is_pinned(&self) -> bool {
-        matches!(&self.stage, Stage::Session(session, _) if session.kept() == Kept::Pinned)
+    /// What ties it to its server, or away from it.
+    pub fn bond(&self) -> Bond {
+        match &self.stage {
+            _ if self.moving.is_some() => Bond::Moving,
+            Stage::Session(session, _) if session.kept() == Kept::Pinned => Bond::Pinned,
+            _ => Bond::None,
+        }
     }
 
     /// Whether a message of its was passed on in part only.

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 
 use switchyard_core::client::session::Loyalty;
 use switchyard_core::client::untracked::Kept;
-use switchyard_core::pool::{OpenFailure, OpenFailureKind};
+use switchyard_core::pool::OpenFailure;
+use switchyard_core::server::duty::{self, Orphan, Unsent};
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Recv};
@@ -168,25 +169,19 @@ impl Worker {
             return self.close_server(slot, "client disconnect while server was not ready");
         }
         let ServerStage::Ready(link, _) = &mut server.stage else { return };
-        if inside || !server.output.is_empty() {
-            let reason = "client disconnect before everything was sent to the server";
-            return self.close_server(slot, reason);
+        let unsent = Unsent::of(inside || !server.output.is_empty());
+        match duty::orphaned(link, unsent) {
+            Orphan::Release => {
+                server.kept = kept;
+                server.set_use(Use::Idle);
+                self.release(slot);
+            }
+            Orphan::Untouched => {
+                link.forget_client();
+                self.release_untouched(slot);
+            }
+            Orphan::Close(reason) => self.close_server(slot, reason),
         }
-        if link.is_free() {
-            server.kept = kept;
-            server.set_use(Use::Idle);
-            return self.release(slot);
-        }
-        if link.is_untouched() {
-            link.forget_client();
-            return self.release_untouched(slot);
-        }
-        let reason = if link.is_between_groups() {
-            "client disconnected with queries in progress"
-        } else {
-            "client disconnect while server was not ready"
-        };
-        self.close_server(slot, reason);
     }
 }
 
@@ -240,12 +235,7 @@ impl Worker {
             server.stage,
             ServerStage::Connecting(_) | ServerStage::Securing(_) | ServerStage::Login(_)
         ) {
-            let failure = OpenFailure {
-                text: reason.into(),
-                sqlstate: "08P01".into(),
-                kind: OpenFailureKind::Connect,
-            };
-            return self.open_failed(slot, failure);
+            return self.open_failed(slot, OpenFailure::connect(reason));
         }
         let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
         self.drop_server(slot, reason);

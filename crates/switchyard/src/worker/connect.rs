@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use switchyard_core::client::untracked::Kept;
 use switchyard_core::ids::{LaneId, ServerId};
 use switchyard_core::params::Params;
-use switchyard_core::pool::{OpenFailure, OpenFailureKind, Want};
+use switchyard_core::pool::{OpenFailure, Want};
 use switchyard_core::server::link::Link;
 use switchyard_core::server::login::{ServerLoginError, ServerLoginStep, Welcome};
 use switchyard_core::server::request::HiddenQuery;
@@ -105,11 +105,7 @@ impl Worker {
     /// A permit came to nothing before there was a connection.
     fn give_up(&mut self, opening: &Opening, reason: &str) {
         let (id, now) = (opening.id, self.now);
-        let failure = OpenFailure {
-            text: reason.into(),
-            sqlstate: "08P01".into(),
-            kind: OpenFailureKind::Connect,
-        };
+        let failure = OpenFailure::connect(reason);
         self.shared.suspect(&opening.pool, opening.lane, SignalKind::ConnectFailed);
         let (entry, user) = (&opening.pool.entry.name, &opening.pool.user);
         let at = format!("{entry}/{user}@{}:{}", opening.host, opening.port);

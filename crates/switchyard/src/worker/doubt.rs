@@ -1,55 +1,17 @@
-//! A statement that was refused because its server is read-only. Its client waits until it is
-//! known whether the node is the writer: then the refusal is its answer. Else the statement goes to
-//! the writer, as if it had not been sent.
+//! Statements that were refused because their server is read-only: they are withheld, and sent
+//! again or answered when it is known whether the node is the writer (`core/client/doubt`).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use switchyard_core::client::replay::{Answers, Refused};
+use switchyard_core::client::doubt::{Doubt, Finding};
+use switchyard_core::client::replay::Answers;
 use switchyard_core::ids::LaneId;
-use switchyard_core::switchover::view::View;
 use switchyard_io::Key;
 use switchyard_io::poller::Watch;
 
 use crate::entries::Entry;
 use crate::worker::client::Stage;
 use crate::worker::{Todo, Worker};
-
-/// A client that waits.
-#[derive(Debug)]
-pub struct Doubt {
-    refused: Refused,
-    lane: LaneId,
-    epoch: u64,
-    since: Instant,
-}
-
-/// What is known of a doubt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Finding {
-    /// The node is the writer.
-    Writer,
-    /// It is not, or not any more.
-    Other,
-    /// Nothing yet.
-    Open,
-}
-
-/// Longest wait for a probe's word.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-impl Doubt {
-    fn finding(&self, now: Instant, view: &View) -> Finding {
-        if view.epoch != self.epoch || view.writer.is_none_or(|node| node.0 != self.lane.0) {
-            return Finding::Other;
-        }
-        let late = now.saturating_duration_since(self.since) > PATIENCE;
-        if late || view.confirmed.is_some_and(|at| at >= self.since) {
-            return Finding::Writer;
-        }
-        Finding::Open
-    }
-}
 
 impl Worker {
     /// Answers are about to go to a client; what of them is withheld is taken out of `reply`.
@@ -75,8 +37,8 @@ impl Worker {
             }
             Answers::Refused(refused) => {
                 let Some(place) = &client.place else { return false };
-                let epoch = place.pool.entry.view().epoch;
-                client.doubt = Some(Box::new(Doubt { refused, lane, epoch, since: now }));
+                let doubt = Doubt::new(now, refused, lane, &place.pool.entry.view());
+                client.doubt = Some(Box::new(doubt));
                 self.todo.push_back(Todo::Doubt(key));
                 true
             }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use switchyard_config::PoolMode;
 use switchyard_core::ids::LaneId;
-use switchyard_core::pool::{OpenFailure, OpenFailureKind, Want};
-use switchyard_core::switchover::view::{NodeId, Role, View};
+use switchyard_core::pool::{self, OpenFailure};
+use switchyard_core::switchover::view::View;
 use switchyard_io::Key;
 
 use crate::clusters::Census;
@@ -28,14 +28,8 @@ impl Worker {
     fn fence(&mut self, entry: &Arc<Entry>) {
         let view = entry.view();
         let lost = |server: &Server| {
-            let node = view.node(NodeId(server.lane.0));
-            let usable = node.is_some_and(|node| match server.purpose {
-                Want::Writer => node.role == Role::Writer,
-                Want::Reader | Want::ReaderOnly | Want::Any | Want::Node(_) => {
-                    node.role != Role::Unknown
-                }
-            });
-            Arc::ptr_eq(&server.pool.entry, entry) && !usable
+            let ours = Arc::ptr_eq(&server.pool.entry, entry);
+            ours && !pool::serves(&view, server.lane, server.purpose)
         };
         for key in self.linked_servers(lost) {
             self.server_lost(key, "server conn crashed?");
@@ -48,20 +42,14 @@ impl Worker {
     fn stop_vain_openings(&mut self, entry: &Arc<Entry>, view: &View) {
         let vain = |server: &Server| {
             let opening = !matches!(server.stage, ServerStage::Ready(..) | ServerStage::Asked(_));
-            let node = view.node(NodeId(server.lane.0));
-            let down = node.is_none_or(|node| node.role == Role::Unknown);
-            opening && down && Arc::ptr_eq(&server.pool.entry, entry)
+            let ours = Arc::ptr_eq(&server.pool.entry, entry);
+            opening && ours && pool::is_vain(view, server.lane)
         };
         let servers = self.servers.iter().filter_map(|(key, slot)| {
             slot.here.as_ref().filter(|server| vain(server)).map(|_| key)
         });
         for key in servers.collect::<Vec<_>>() {
-            let failure = OpenFailure {
-                text: "database configuration changed".into(),
-                sqlstate: "08P01".into(),
-                kind: OpenFailureKind::Connect,
-            };
-            self.open_failed(key, failure);
+            self.open_failed(key, OpenFailure::connect("database configuration changed"));
         }
     }
 

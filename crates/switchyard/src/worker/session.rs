@@ -7,6 +7,7 @@ use switchyard_core::client::session::{
     Counted, Detour, Hooking, Misuse, Reprepare, Rules, Simple, Stop, Tracking, Untracked,
 };
 use switchyard_core::pool::Want;
+use switchyard_core::server::duty;
 use switchyard_core::server::link::{Received, Status, Told};
 use switchyard_core::server::request::HiddenQuery;
 use switchyard_io::Key;
@@ -259,10 +260,9 @@ impl Worker {
             session.settled();
         }
         let Some(place) = &client.place else { return };
-        let statement = place.pool.mode() == PoolMode::Statement;
+        let forbidden = duty::forbids(place.pool.tenure(), status);
         self.end_query(client_key, status);
-        if status != Status::Idle && statement {
-            let text = "transaction blocks not allowed in statement pooling mode";
+        if let Some(text) = forbidden {
             self.close_both(client_key, key, text);
         }
     }

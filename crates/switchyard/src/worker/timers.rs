@@ -6,26 +6,16 @@
 use std::time::{Duration, Instant};
 
 use switchyard_config::PoolMode;
-use switchyard_core::pool::{OpenFailure, OpenFailureKind};
-use switchyard_core::server::link::Status;
+use switchyard_core::client::patience::{self, Due, Notice, Wait, WaitLimits, Work, WorkLimits};
+use switchyard_core::pool::OpenFailure;
 use switchyard_io::Key;
 use switchyard_wire::build::{self, Report};
 
 use crate::meters::Blow;
 use crate::worker::Worker;
-use crate::worker::client::{Activity, Client, Notice, Place, Stage};
+use crate::worker::client::{Activity, Client, Place, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::server::{Server, Stage as ServerStage, Use};
-
-/// What a look at a client found.
-enum Due {
-    /// Its time is over.
-    Close(&'static str),
-    /// Its time and that of its server are over.
-    CloseBoth(Key, &'static str),
-    /// It has to be told that it waits.
-    Notice,
-}
 
 /// What a look at a server found.
 enum ServerDue {
@@ -73,7 +63,11 @@ impl Worker {
                     }
                     self.close_client(key, reason, Farewell::fatal());
                 }
-                Due::CloseBoth(slot, reason) => self.close_both(key, slot, reason),
+                Due::CloseBoth(reason) => {
+                    if let Some(slot) = self.clients.get(key).and_then(|client| client.server()) {
+                        self.close_both(key, slot, reason);
+                    }
+                }
                 Due::Notice => self.queue_notice(key),
             }
         }
@@ -118,27 +112,19 @@ impl Worker {
         let place = client.place.as_ref()?;
         let settings = &self.snapshot.config.settings;
         let user = client.identity.as_ref().and_then(|identity| self.snapshot.user(&identity.user));
-        let over = |since: Option<Instant>, limit: Duration| {
-            let passed = since.map(|since| self.now.saturating_duration_since(since));
-            !limit.is_zero() && passed.is_some_and(|passed| passed > limit)
-        };
         match activity {
             Activity::Idle => {
                 let limit = user.and_then(|user| user.client_idle_timeout);
-                over(Some(client.active), limit.unwrap_or(settings.client_idle_timeout))
-                    .then_some(Due::Close("client_idle_timeout"))
+                let limit = limit.unwrap_or(settings.client_idle_timeout);
+                patience::idle(self.now, client.active, limit)
             }
             Activity::Waiting => {
-                let since = client.query_since.or(client.waiting_since);
-                if over(since, self.query_wait(client, place)) {
-                    return Some(Due::Close("query_wait_timeout"));
-                }
-                if over(since, settings.query_timeout) {
-                    return Some(Due::Close("query_timeout"));
-                }
-                let notify = Duration::from_secs(settings.query_wait_notify.max(0) as u64);
-                let told = client.notice == Notice::Given;
-                (!told && over(client.waiting_since, notify)).then_some(Due::Notice)
+                let (query, notice) = (client.query_since, client.notice);
+                let wait = Wait { query, since: client.waiting_since, notice };
+                let notice = Duration::from_secs(settings.query_wait_notify.max(0) as u64);
+                let query = settings.query_timeout;
+                let limits = WaitLimits { wait: self.query_wait(client, place), query, notice };
+                wait.due(self.now, limits)
             }
             Activity::Linked(slot) => self.due_linked(client, place, slot),
         }
@@ -149,26 +135,17 @@ impl Worker {
         let ServerStage::Ready(link, _) = &server.stage else { return None };
         let settings = &self.snapshot.config.settings;
         let user = self.snapshot.user(&place.pool.user);
-        let over = |since: Option<Instant>, limit: Duration| {
-            let passed = since.map(|since| self.now.saturating_duration_since(since));
-            !limit.is_zero() && passed.is_some_and(|passed| passed > limit)
-        };
         let limit = |own: Option<Duration>, global: Duration| own.unwrap_or(global);
-        let running = !link.is_quiet();
-        let query = limit(user.and_then(|user| user.query_timeout), settings.query_timeout);
-        if running && over(client.query_since, query) {
-            return Some(Due::CloseBoth(slot, "query timeout"));
-        }
-        let inside = link.status() != Status::Idle;
         let idle = user.and_then(|user| user.idle_transaction_timeout);
-        let idle = limit(idle, settings.idle_transaction_timeout);
-        if inside && !running && over(Some(server.heard), idle) {
-            return Some(Due::CloseBoth(slot, "idle transaction timeout"));
-        }
         let transaction = user.and_then(|user| user.transaction_timeout);
-        let transaction = limit(transaction, settings.transaction_timeout);
-        ((inside || running) && over(client.xact_since, transaction))
-            .then_some(Due::CloseBoth(slot, "transaction timeout"))
+        let limits = WorkLimits {
+            query: limit(user.and_then(|user| user.query_timeout), settings.query_timeout),
+            idle: limit(idle, settings.idle_transaction_timeout),
+            transaction: limit(transaction, settings.transaction_timeout),
+        };
+        let (query, transaction) = (client.query_since, client.xact_since);
+        let work = Work { query, transaction, heard: server.heard };
+        work.due(self.now, link, limits)
     }
 
     fn query_wait(&self, client: &Client, place: &Place) -> Duration {
@@ -233,12 +210,7 @@ impl Worker {
     }
 
     fn connect_timeout(&mut self, key: Key) {
-        let failure = OpenFailure {
-            text: "connect timeout".into(),
-            sqlstate: "08P01".into(),
-            kind: OpenFailureKind::Connect,
-        };
-        self.open_failed(key, failure);
+        self.open_failed(key, OpenFailure::connect("connect timeout"));
     }
 
     fn fast_close(&mut self, slot: Key) {

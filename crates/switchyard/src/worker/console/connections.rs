@@ -92,7 +92,7 @@ impl Worker {
         let (server, state) = match &slot.here {
             Some(server) => (server, server_state(server)),
             None => {
-                let server = inner.parked.get(&slot.id).filter(|s| s.home == self.id)?;
+                let server = inner.parking.server(slot.id).filter(|s| s.home == self.id)?;
                 let used = inner.machine.is_used(self.now, slot.id);
                 (server, if used { "used" } else { "idle" })
             }

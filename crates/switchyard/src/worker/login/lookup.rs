@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use switchyard_auth::secret::{Known, Secret};
 use switchyard_core::params::Tracked;
-use switchyard_core::pool::{Checkout, Want};
+use switchyard_core::pool::Want;
+use switchyard_core::pool::parking::Lent;
 use switchyard_core::server::lookup::{Found, Lookup as Question, LookupError, LookupStep};
 use switchyard_io::Key;
 use switchyard_io::poller::Watch;
@@ -60,26 +61,18 @@ impl Worker {
         if let Stage::Login(state) = &mut client.stage {
             state.lookup = Lookup::Waiting;
         }
-        let (answer, server) = pool.decide(&mut self.orders, |inner| {
-            let answer = inner.machine.checkout(now, ticket, Want::Writer);
-            let server = match &answer {
-                Checkout::Granted(id) => inner.parked.remove(id),
-                Checkout::Wait | Checkout::Refused(_) => None,
-            };
-            (answer, server)
-        });
-        match (answer, server) {
-            (Checkout::Granted(_), Some(server)) => {
+        match pool.decide(&mut self.orders, |inner| inner.checkout(now, ticket, Want::Writer)) {
+            Lent::Server(server) => {
                 let slot = self.take_over(server);
                 self.put_lookup(key, slot);
             }
-            (Checkout::Refused(reason), _) => {
+            Lent::Refused(reason) => {
                 let text = format!(
                     "server login has been failing, cached error: {reason} (server_login_retry)"
                 );
                 self.close_client(key, &text, Farewell::fatal());
             }
-            (Checkout::Granted(_) | Checkout::Wait, _) => {}
+            Lent::Wait => {}
         }
     }
 
