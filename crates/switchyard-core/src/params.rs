@@ -49,7 +49,7 @@ impl Tracked {
     }
 }
 
-type Values = Vec<Option<Box<[u8]>>>;
+type Values = Vec<Option<Arc<[u8]>>>;
 
 /// Values of the tracked parameters of one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,10 +68,14 @@ impl Params {
 
     /// Sets the value at a position.
     pub fn set(&mut self, index: usize, value: &[u8]) {
-        if self.value(index) != Some(value)
-            && let Some(slot) = Arc::make_mut(&mut self.0).get_mut(index)
-        {
-            *slot = Some(value.into());
+        if self.value(index) != Some(value) {
+            self.put(index, value.into());
+        }
+    }
+
+    fn put(&mut self, index: usize, value: Arc<[u8]>) {
+        if let Some(slot) = Arc::make_mut(&mut self.0).get_mut(index) {
+            *slot = Some(value);
         }
     }
 
@@ -79,7 +83,7 @@ impl Params {
     pub fn fill(&mut self, defaults: &Params) {
         for (index, value) in defaults.0.iter().enumerate() {
             if let (None, Some(value)) = (self.value(index), value) {
-                self.set(index, value);
+                self.put(index, Arc::clone(value));
             }
         }
         if self == defaults {
@@ -96,25 +100,31 @@ impl Params {
                 && *old != **new
             {
                 changes.push((index, old.into()));
-                self.set(index, new);
+                self.put(index, Arc::clone(new));
             }
         }
         if *self == *server {
-            self.unify(server);
+            self.0 = Arc::clone(&server.0);
         }
         changes
     }
 
-    /// Shares the values of `other` if they are the same, so that comparing them is cheap.
-    fn unify(&mut self, other: &Params) {
-        self.0 = Arc::clone(&other.0);
+    /// Shares the values with `other`, which has the same ones, so that comparing them is cheap.
+    /// Of the two the one at the lower address is kept: after a few meetings all connections
+    /// with the same values share one, whoever meets whom.
+    fn unify(&mut self, other: &mut Params) {
+        if Arc::as_ptr(&other.0) < Arc::as_ptr(&self.0) {
+            self.0 = Arc::clone(&other.0);
+        } else {
+            other.0 = Arc::clone(&self.0);
+        }
     }
 }
 
 /// The statement that brings a server to the client's values, `SET a='x';SET b='y';`, or `None`
 /// if nothing differs. Values that a client never had are left as they are, and so are those of
 /// parameters that the server does not report: nobody could say who else has to be protected.
-pub fn difference(tracked: &Tracked, client: &Params, server: &mut Params) -> Option<Vec<u8>> {
+pub fn difference(tracked: &Tracked, client: &mut Params, server: &mut Params) -> Option<Vec<u8>> {
     if Arc::ptr_eq(&client.0, &server.0) {
         return None;
     }
@@ -159,6 +169,9 @@ fn differing<'a>(
 /// The standard names and IntervalStyle have values whose case means nothing, but for
 /// `application_name`.
 fn equal(index: usize, name: &str, wanted: &[u8], has: &[u8]) -> bool {
+    if std::ptr::eq(wanted, has) {
+        return true;
+    }
     let words = index < STANDARD.len() || name.eq_ignore_ascii_case("IntervalStyle");
     if words && index != APPLICATION_NAME {
         wanted.eq_ignore_ascii_case(has)
@@ -210,7 +223,7 @@ mod tests {
     fn check(client: &[(&str, &str)], server: &[(&str, &str)], sql: Option<&str>) {
         let tracked = Tracked::new(&["search_path".into()]);
         let mut server = params(&tracked, server);
-        let found = difference(&tracked, &params(&tracked, client), &mut server);
+        let found = difference(&tracked, &mut params(&tracked, client), &mut server);
         assert_eq!(found.map(|sql| String::from_utf8_lossy(&sql).into_owned()).as_deref(), sql);
     }
 
@@ -254,9 +267,16 @@ mod tests {
     #[test]
     fn equal_sets_become_one() {
         let tracked = Tracked::new(&[]);
-        let client = params(&tracked, &[("TimeZone", "UTC")]);
-        let mut server = params(&tracked, &[("TimeZone", "UTC")]);
-        assert_eq!(difference(&tracked, &client, &mut server), None);
-        assert!(Arc::ptr_eq(&client.0, &server.0));
+        let mut clients = [(); 3].map(|()| params(&tracked, &[("TimeZone", "UTC")]));
+        let mut servers = [(); 2].map(|()| params(&tracked, &[("TimeZone", "UTC")]));
+        for _ in 0..2 {
+            for client in &mut clients {
+                for server in &mut servers {
+                    assert_eq!(difference(&tracked, client, server), None);
+                }
+            }
+        }
+        let shared = |params: &Params| Arc::ptr_eq(&params.0, &servers[0].0);
+        assert!(clients.iter().chain(&servers).all(shared));
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use mio::event::Source;
 use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry, Token};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::stream::{FailedStep, Stream, unix_address};
 use crate::sys;
@@ -73,6 +73,8 @@ impl Listener {
         socket.set_reuse_address(true).map_err(step("setsockopt(SO_REUSEADDR)"))?;
         let shared = sharing == PortSharing::Shared;
         socket.set_reuse_port(shared).map_err(step("setsockopt(SO_REUSEPORT)"))?;
+        // Accepted sockets have the option from here, without a call of their own.
+        socket.set_tcp_nodelay(true).map_err(step("setsockopt(TCP_NODELAY)"))?;
         socket.bind(&address.into()).map_err(step("bind()"))?;
         socket.listen(backlog).map_err(step("listen()"))?;
         socket.set_nonblocking(true).map_err(step("fcntl(O_NONBLOCK)"))?;
@@ -86,6 +88,14 @@ impl Listener {
             Listener::Tcp(listener) => {
                 sys::set_defer_accept(listener.as_fd(), if defer { DEFER_SECONDS } else { 0 })
             }
+            Listener::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Whether the system probes connections accepted from now on when they are silent.
+    pub fn set_keepalive(&self, keepalive: bool) -> io::Result<()> {
+        match self {
+            Listener::Tcp(listener) => SockRef::from(listener).set_keepalive(keepalive),
             Listener::Unix(_) => Ok(()),
         }
     }

@@ -131,14 +131,21 @@ impl Stream {
         }
     }
 
-    /// Applies socket options; unix sockets have none of them.
+    /// Applies the options of an outgoing socket; unix sockets have none of them.
     pub fn set_options(&self, options: &SocketOptions) -> Result<(), FailedStep> {
+        if let (Stream::Tcp(stream), true) = (self, options.keepalive) {
+            let step = |error| FailedStep { name: "setsockopt/SO_KEEPALIVE", error };
+            SockRef::from(stream).set_keepalive(true).map_err(step)?;
+        }
+        self.set_rare_options(options)
+    }
+
+    /// Applies what an accepted socket does not have from its listener.
+    pub fn set_rare_options(&self, options: &SocketOptions) -> Result<(), FailedStep> {
         let Stream::Tcp(stream) = self else { return Ok(()) };
         let step = |name| move |error| FailedStep { name, error };
         let socket = SockRef::from(stream);
-        socket.set_tcp_nodelay(true).map_err(step("setsockopt/TCP_NODELAY"))?;
         if options.keepalive {
-            socket.set_keepalive(true).map_err(step("setsockopt/SO_KEEPALIVE"))?;
             if options.keepidle > 0 {
                 let idle = Duration::from_secs(options.keepidle.into());
                 let keepalive = TcpKeepalive::new().with_time(idle);

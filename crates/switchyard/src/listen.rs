@@ -91,7 +91,7 @@ fn open_tcp(settings: &Settings, port: u16, log: &Log) -> Result<Vec<Listener>, 
             match Listener::tcp(address, backlog, sharing) {
                 Ok(listener) => {
                     log.write(Level::Log, &format!("listening on {address}"));
-                    defer_accept(&listener, settings, log);
+                    tune(&listener, settings, log);
                     listeners.push(listener);
                 }
                 Err(failed) => {
@@ -109,8 +109,12 @@ fn open_tcp(settings: &Settings, port: u16, log: &Log) -> Result<Vec<Listener>, 
     Ok(listeners)
 }
 
-/// Brings an open listener in line with tcp_defer_accept.
-pub fn defer_accept(listener: &Listener, settings: &Settings, log: &Log) {
+/// Brings an open listener in line with tcp_defer_accept and tcp_keepalive.
+pub fn tune(listener: &Listener, settings: &Settings, log: &Log) {
+    if let Err(error) = listener.set_keepalive(settings.tcp_keepalive) {
+        let line = format!("setsockopt/SO_KEEPALIVE failed: {}", reason(&error));
+        log.write(Level::Warning, &line);
+    }
     if let Err(error) = listener.set_defer_accept(settings.tcp_defer_accept) {
         let line = format!("setsockopt/TCP_DEFER_ACCEPT failed: {}", reason(&error));
         log.write(Level::Warning, &line);

@@ -56,6 +56,7 @@ pub enum Stderr {
 /// The process' log. One instance is shared by all threads.
 #[derive(Debug)]
 pub struct Log {
+    pid: u32,
     verbose: AtomicU8,
     base: AtomicU8,
     sink: Mutex<Sink>,
@@ -69,6 +70,17 @@ struct Sink {
     file: Option<File>,
     ending: Ending,
     complained: Option<Instant>,
+    clock: Clock,
+    /// The line under work: its room is used again and again.
+    line: Vec<u8>,
+}
+
+/// The texts of the current second.
+#[derive(Debug, Default)]
+struct Clock {
+    second: u64,
+    time: String,
+    zone: String,
 }
 
 /// How the last line in the file ends.
@@ -80,6 +92,8 @@ enum Ending {
     Torn,
 }
 
+/// Largest buffer for a line that is kept, in bytes.
+const LINE_KEPT: usize = 4096;
 /// Pause between two complaints about a log file that cannot be written.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -87,8 +101,21 @@ impl Log {
     /// A log that goes to stderr until [`Log::set_file`] names a file.
     pub fn new(stderr: Stderr) -> Self {
         let stderr = own_stderr(stderr);
-        let sink = Sink { stderr, path: None, file: None, ending: Ending::Whole, complained: None };
-        Log { verbose: AtomicU8::new(0), base: AtomicU8::new(0), sink: Mutex::new(sink) }
+        let sink = Sink {
+            stderr,
+            path: None,
+            file: None,
+            ending: Ending::Whole,
+            complained: None,
+            clock: Clock::default(),
+            line: Vec::new(),
+        };
+        Log {
+            pid: std::process::id(),
+            verbose: AtomicU8::new(0),
+            base: AtomicU8::new(0),
+            sink: Mutex::new(sink),
+        }
     }
 
     /// The verbosity of the command line, for a configuration that says nothing.
@@ -133,13 +160,38 @@ impl Log {
 
     /// Writes one line. Newlines inside become newline and tab; trailing blanks are cut.
     pub fn write(&self, level: Level, text: &str) {
+        self.write_about("", level, text);
+    }
+
+    /// The same about something that the line begins with.
+    pub fn write_about(&self, prefix: &str, level: Level, text: &str) {
         if !self.enabled(level) {
             return;
         }
-        let body = text.trim_end().replace('\n', "\n\t");
-        let stamp = timestamp(SystemTime::now());
-        let line = format!("{stamp} [{}] {} {body}\n", std::process::id(), level.name());
-        self.lock().write(line.as_bytes());
+        let mut guard = self.lock();
+        let sink = &mut *guard;
+        let mut line = std::mem::take(&mut sink.line);
+        line.clear();
+        sink.clock.stamp(SystemTime::now(), &mut line);
+        let mut pid = itoa::Buffer::new();
+        for part in [" [", pid.format(self.pid), "] ", level.name(), " "] {
+            line.extend_from_slice(part.as_bytes());
+        }
+        if !prefix.is_empty() {
+            line.extend_from_slice(prefix.as_bytes());
+            line.push(b' ');
+        }
+        for (index, part) in text.trim_end().split('\n').enumerate() {
+            if index > 0 {
+                line.extend_from_slice(b"\n\t");
+            }
+            line.extend_from_slice(part.as_bytes());
+        }
+        line.push(b'\n');
+        sink.write(&line);
+        if line.capacity() <= LINE_KEPT {
+            sink.line = line;
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Sink> {
@@ -205,11 +257,20 @@ impl Sink {
     }
 }
 
-/// `YYYY-MM-DD HH:MM:SS.mmm TZ` of a moment.
-fn timestamp(at: SystemTime) -> String {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (text, zone) = parts(since);
-    format!("{text}.{:03} {zone}", since.subsec_millis())
+impl Clock {
+    /// Appends `YYYY-MM-DD HH:MM:SS.mmm TZ` of a moment.
+    fn stamp(&mut self, at: SystemTime, line: &mut Vec<u8>) {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if self.second != since.as_secs() || self.time.is_empty() {
+            (self.time, self.zone) = parts(since);
+            self.second = since.as_secs();
+        }
+        let millis = since.subsec_millis();
+        let digit = |unit: u32| b'0' + (millis / unit % 10) as u8;
+        line.extend_from_slice(self.time.as_bytes());
+        line.extend_from_slice(&[b'.', digit(100), digit(10), digit(1), b' ']);
+        line.extend_from_slice(self.zone.as_bytes());
+    }
 }
 
 /// Time text of console columns: `YYYY-MM-DD HH:MM:SS TZ`.
@@ -232,9 +293,15 @@ mod tests {
     #[test]
     fn moments_are_written_as_pgbouncer_writes_them() {
         let moment = SystemTime::UNIX_EPOCH + Duration::from_millis(951_782_400_050);
-        let text = timestamp(moment);
+        let mut line = Vec::new();
+        let mut clock = Clock::default();
+        clock.stamp(moment, &mut line);
+        let text = String::from_utf8(line).expect("text");
         assert!(text.starts_with("2000-02-2") && text.contains(":00.050 "), "{text}");
         assert_eq!(time_text(moment), text.replace(".050", ""));
+        let mut later = Vec::new();
+        clock.stamp(moment + Duration::from_millis(1957), &mut later);
+        assert_eq!(String::from_utf8_lossy(&later), text.replace(":00.050", ":02.007"));
     }
 
     #[test]

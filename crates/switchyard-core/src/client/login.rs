@@ -22,8 +22,20 @@ pub enum Method {
     Scram,
 }
 
-/// Randomness and settings for one dialogue.
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl Method {
+    /// Whether a user is asked for SCRAM, which needs `Material`: users with a SCRAM secret are,
+    /// where others are asked for MD5.
+    pub fn is_scram_for(&self, known: Option<&Known>) -> bool {
+        match self {
+            Method::Scram => true,
+            Method::Md5(_) => known.is_some_and(|known| matches!(known.secret, Secret::Scram(..))),
+            Method::Plain => false,
+        }
+    }
+}
+
+/// Randomness and settings for one SCRAM dialogue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Material {
     /// Our part of the SCRAM nonce.
     pub nonce: String,
@@ -82,10 +94,7 @@ const SASL_FAILED: &str = "SASL authentication failed";
 impl Login {
     /// A dialogue with a user; one without a secret goes through it and fails.
     pub fn new(method: Method, user: &str, known: Option<Arc<Known>>, material: Material) -> Self {
-        let method = match (&method, known.as_ref().map(|known| &known.secret)) {
-            (Method::Md5(_), Some(Secret::Scram(..))) => Method::Scram,
-            _ => method,
-        };
+        let method = if method.is_scram_for(known.as_deref()) { Method::Scram } else { method };
         let state = match method {
             Method::Plain | Method::Md5(_) => State::Password,
             Method::Scram => State::SaslInitial,

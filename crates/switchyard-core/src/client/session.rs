@@ -338,7 +338,7 @@ impl Session {
         let sql = if away {
             self.set_each(link, tracked, flow)
         } else {
-            params::difference(tracked, &self.params, link.params_mut())
+            params::difference(tracked, &mut self.params, link.params_mut())
         };
         if let Some(sql) = sql.as_ref().filter(|_| !away) {
             flow.server.inject(&[], |out| build::query(out, sql));

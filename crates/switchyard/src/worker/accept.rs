@@ -98,7 +98,7 @@ impl Worker {
     pub(super) fn tune_listeners(&self) {
         let settings = &self.snapshot.config.settings;
         for listener in self.listeners.iter().filter_map(|one| one.listener.as_ref()) {
-            listen::defer_accept(listener, settings, &self.shared.log);
+            listen::tune(listener, settings, &self.shared.log);
         }
     }
 
@@ -122,7 +122,7 @@ impl Worker {
     /// Makes an accepted connection a client of this worker.
     pub(super) fn adopt(&mut self, accepted: Accepted, number: u64) {
         let Accepted { stream, peer } = accepted;
-        if let Err(failed) = stream.set_options(&self.snapshot.sockets) {
+        if let Err(failed) = stream.set_rare_options(&self.snapshot.sockets) {
             self.warn_of_step(&stream, &failed);
             return self.shared.client_left(self.id, Seat::Taken);
         }

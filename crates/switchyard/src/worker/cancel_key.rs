@@ -5,6 +5,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::worker::random::Random;
+
 /// Bytes by which a client is found.
 pub(super) type Short = [u8; 8];
 
@@ -24,9 +26,8 @@ pub(super) enum Length {
 }
 
 /// A fresh key; `None` without randomness.
-pub(super) fn mint(length: Length) -> Option<Short> {
-    let mut key = [0; 8];
-    getrandom::fill(&mut key).ok()?;
+pub(super) fn mint(length: Length, random: &mut Random) -> Option<Short> {
+    let mut key: Short = random.take()?;
     key[0] &= !(TOP | IS_LONG);
     if length == Length::Long {
         key[0] |= IS_LONG;
@@ -77,7 +78,7 @@ mod tests {
     #[test]
     fn keys_are_taken_only_as_they_were_told() {
         for (length, bytes) in [(Length::Short, 8), (Length::Long, LONG)] {
-            let key = mint(length).expect("randomness");
+            let key = mint(length, &mut Random::default()).expect("randomness");
             assert_eq!(key[0] & TOP, 0);
             let told = told(key, b"secret");
             assert_eq!(told.len(), bytes);
@@ -92,7 +93,7 @@ mod tests {
             assert_eq!(read(&other, b"secret"), found);
             assert_eq!(read(&told[..4], b"secret"), Received::Malformed);
         }
-        let long = mint(Length::Long).expect("randomness");
+        let long = mint(Length::Long, &mut Random::default()).expect("randomness");
         assert_eq!(read(&long, b"secret"), Received::Foreign);
         assert_eq!(read(&told(long, b"other"), b"secret"), Received::Foreign);
     }

@@ -1,5 +1,6 @@
 //! A client connection as a worker holds it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
@@ -291,8 +292,14 @@ impl Client {
             (Some(place), _) => place.pool.entry.name.as_str(),
             (None, _) => database,
         };
-        let address = peer_text(&self.peer, listen_port);
-        format!("C-{:#x}: {database}/{user}@{address}", pointer(self.number))
+        let mut text = String::with_capacity(PREFIX_ROOM + database.len() + user.len());
+        text.push_str("C-0x");
+        push_hex(&mut text, pointer(self.number));
+        for part in [": ", database, "/", user, "@"] {
+            text.push_str(part);
+        }
+        push_peer(&mut text, &self.peer, listen_port);
+        text
     }
 
     /// Time of day of an instant of this client.
@@ -303,9 +310,65 @@ impl Client {
 
 /// `ADDR:PORT`, `[V6]:PORT` or `unix(PID):PORT`.
 pub fn peer_text(peer: &Peer, listen_port: i64) -> String {
+    let mut text = String::with_capacity(PREFIX_ROOM);
+    push_peer(&mut text, peer, listen_port);
+    text
+}
+
+/// Bytes of a prefix besides its names.
+const PREFIX_ROOM: usize = 48;
+
+/// Lines about clients are written for every login; the general formatting costs ten times this.
+fn push_peer(text: &mut String, peer: &Peer, listen_port: i64) {
+    let mut digits = itoa::Buffer::new();
     match peer {
-        Peer::Tcp(address) => address.to_string(),
-        Peer::Unix { pid: 0, .. } => format!("unix:{listen_port}"),
-        Peer::Unix { pid, .. } => format!("unix({pid}):{listen_port}"),
+        Peer::Tcp(SocketAddr::V4(address)) => {
+            for (index, octet) in address.ip().octets().into_iter().enumerate() {
+                text.push_str(if index == 0 { "" } else { "." });
+                text.push_str(digits.format(octet));
+            }
+            text.push(':');
+            text.push_str(digits.format(address.port()));
+            return;
+        }
+        Peer::Tcp(address) => {
+            text.push_str(&address.to_string());
+            return;
+        }
+        Peer::Unix { pid: 0, .. } => text.push_str("unix:"),
+        Peer::Unix { pid, .. } => {
+            text.push_str("unix(");
+            text.push_str(digits.format(*pid));
+            text.push_str("):");
+        }
+    }
+    text.push_str(digits.format(listen_port));
+}
+
+fn push_hex(text: &mut String, number: u64) {
+    let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(1);
+    for place in (0..digits).rev() {
+        let digit = (number >> (4 * place)) as u32 & 15;
+        text.extend(char::from_digit(digit, 16));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_and_numbers_are_written_as_usual() {
+        for address in ["127.0.0.1:6432", "10.200.3.255:65535", "[::1]:1"] {
+            let peer = Peer::Tcp(address.parse().expect("an address"));
+            assert_eq!(peer_text(&peer, 6432), address);
+        }
+        assert_eq!(peer_text(&Peer::Unix { pid: 0, uid: 1 }, 6432), "unix:6432");
+        assert_eq!(peer_text(&Peer::Unix { pid: 70, uid: 1 }, 6432), "unix(70):6432");
+        for number in [0, 1, 15, 16, 0x10_0000_0040, u64::MAX] {
+            let mut text = String::new();
+            push_hex(&mut text, number);
+            assert_eq!(text, format!("{number:x}"));
+        }
     }
 }

@@ -60,7 +60,7 @@ impl Worker {
         }
         if let Some(client) = self.clients.get(key) {
             let prefix = client.prefix(self.snapshot.config.settings.listen_port);
-            self.shared.log.write(level, &format!("{prefix} {text}"));
+            self.shared.log.write_about(&prefix, level, text);
         }
     }
 
@@ -87,7 +87,9 @@ impl Worker {
             && reason == UNEXPECTED_EOF;
         if !wordless && self.snapshot.log.disconnections == Logged::Yes {
             let age = self.now.saturating_duration_since(client.connected).as_secs();
-            self.log_client(key, Level::Log, &format!("closing because: {reason} (age={age}s)"));
+            let age = itoa::Buffer::new().format(age).to_owned();
+            let text = ["closing because: ", reason, " (age=", &age, "s)"].concat();
+            self.log_client(key, Level::Log, &text);
         }
         self.leave_queues(key);
         if let Some(slot) = self.clients.get(key).and_then(|client| client.server()) {

@@ -24,6 +24,7 @@ mod fence;
 pub mod hooking;
 mod login;
 pub mod message;
+mod random;
 mod rehome;
 mod relay;
 pub mod routes;
@@ -54,6 +55,7 @@ use crate::worker::client::Client;
 use crate::worker::console::gather::{Answering, Survey};
 use crate::worker::console::suspend::Rest;
 pub use crate::worker::message::Message;
+use crate::worker::random::Random;
 use crate::worker::server::Server;
 
 /// A place in a worker's table of servers. While a server is parked in its pool, the place stays,
@@ -144,6 +146,7 @@ pub struct Worker {
     flow: Flow,
     reply: Batch,
     spare: Spare,
+    random: Random,
     orders: Orders,
     todo: VecDeque<Todo>,
     /// Those with a step of a handshake to take.
@@ -213,6 +216,7 @@ impl Worker {
             flow: Flow::default(),
             reply: Batch::default(),
             spare: Spare::default(),
+            random: Random::default(),
             orders: Vec::new(),
             todo: VecDeque::new(),
             shaking: VecDeque::new(),

@@ -274,13 +274,16 @@ impl Worker {
         let stats = &place.pool.stats[usize::from(self.id.0)];
         let since =
             |at: std::time::Instant| self.now.saturating_duration_since(at).as_micros() as u64;
-        if let Some(begun) = client.query_since.take() {
-            Stats::add(&stats.query_time, since(begun));
+        let query = client.query_since.take().map(|begun| (begun, since(begun)));
+        if let Some((_, time)) = query {
+            Stats::add(&stats.query_time, time);
         }
         if status == Status::Idle
             && let Some(begun) = client.xact_since.take()
         {
-            Stats::add(&stats.xact_time, since(begun));
+            // Most transactions are one query.
+            let time = query.filter(|(at, _)| *at == begun).map(|(_, time)| time);
+            Stats::add(&stats.xact_time, time.unwrap_or_else(|| since(begun)));
         }
     }
 }

@@ -17,18 +17,20 @@ impl Worker {
     /// Begins a dialogue.
     pub(super) fn ask(&mut self, key: Key, method: Method) {
         let Some(identity) = self.identity(key) else { return };
-        let settings = &self.snapshot.config.settings;
-        let iterations = u32::try_from(settings.scram_iterations).unwrap_or(4096).max(1);
-        let mut salt = vec![0; 16];
-        if getrandom::fill(&mut salt).is_err() {
-            return self.close_client(key, "bouncer config error", Farewell::fatal());
-        }
-        let mock_salt = self.mock_salt(&identity.user);
-        let material = Material { nonce: options::nonce(), salt, mock_salt, iterations };
+        let Some(state) = self.login_state(key) else { return };
+        let known = state.known.clone();
+        let material = if method.is_scram_for(known.as_deref()) {
+            match self.material(&identity.user) {
+                Some(material) => material,
+                None => return self.close_client(key, "bouncer config error", Farewell::fatal()),
+            }
+        } else {
+            Material::default()
+        };
         let tls = self.clients.get(key).and_then(|client| client.stream.tls());
         let endpoint = tls.and_then(|tls| tls.endpoint());
         let Some(state) = self.login_state(key) else { return };
-        let login = Login::new(method, &identity.user, state.known.clone(), material);
+        let login = Login::new(method, &identity.user, known, material);
         let login = login.bound_to(endpoint);
         let mut bytes = Vec::new();
         login.ask(&mut bytes);
@@ -40,6 +42,15 @@ impl Worker {
 
     /// Stable for a user name as long as the process lives, so that nobody can tell by asking
     /// twice which users exist.
+    /// What a SCRAM dialogue needs; `None` without randomness.
+    fn material(&mut self, user: &str) -> Option<Material> {
+        let settings = &self.snapshot.config.settings;
+        let iterations = u32::try_from(settings.scram_iterations).unwrap_or(4096).max(1);
+        let salt = self.random.take::<16>()?.to_vec();
+        let mock_salt = self.mock_salt(user);
+        Some(Material { nonce: options::nonce(), salt, mock_salt, iterations })
+    }
+
     fn mock_salt(&self, user: &str) -> Vec<u8> {
         let keyed = switchyard_auth::scram::keys(user.as_bytes(), &self.snapshot.mock_key, 1);
         keyed.client_key.iter().take(16).copied().collect()

@@ -50,8 +50,10 @@ impl Worker {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.identity = Some(Arc::new(identity));
         client.stage = Stage::Login(Box::new(state));
-        let own_uid = rustix::process::geteuid().as_raw();
-        let owner = matches!(client.peer, Peer::Unix { uid, .. } if uid == own_uid);
+        let owner = match client.peer {
+            Peer::Unix { uid, .. } => uid == rustix::process::geteuid().as_raw(),
+            Peer::Tcp(_) => false,
+        };
         if console && owner && user == CONSOLE {
             self.log_client(key, Level::Log, "pgbouncer access from unix socket");
             self.show_as(key, Shown::Both);
@@ -178,10 +180,10 @@ impl Worker {
         let word = state.request.replication.word();
         let tls = client.stream.tls_info();
         let tls = if tls.is_empty() { "no".into() } else { tls };
-        self.note_login(
-            key,
-            &format!("login attempt: db={database} user={user} tls={tls} replication={word}"),
-        );
+        let (tls, word) = (tls.as_str(), word);
+        let parts =
+            ["login attempt: db=", database, " user=", user, " tls=", tls, " replication=", word];
+        self.note_login(key, &parts.concat());
     }
 
     pub(super) fn note_login(&self, key: Key, text: &str) {

@@ -95,7 +95,7 @@ impl Worker {
             AuthMethod::Any => Proof::None,
             AuthMethod::Trust => Proof::Trust,
             AuthMethod::Plain => Proof::Dialogue(Method::Plain),
-            AuthMethod::Md5 => md5(),
+            AuthMethod::Md5 => self.md5(),
             AuthMethod::Scram => Proof::Dialogue(Method::Scram),
             AuthMethod::Cert => Proof::Certificate(None),
             AuthMethod::Hba => self.proof_by_line(key),
@@ -125,7 +125,7 @@ impl Worker {
         match rule.method {
             HbaMethod::Trust => Proof::Trust,
             HbaMethod::Reject => Proof::Refused("login rejected"),
-            HbaMethod::Md5 => md5(),
+            HbaMethod::Md5 => self.md5(),
             HbaMethod::Password => Proof::Dialogue(Method::Plain),
             HbaMethod::Peer => Proof::Peer(rule.map.clone()),
             HbaMethod::Cert => Proof::Certificate(rule.map.clone()),
@@ -182,6 +182,13 @@ impl Worker {
         }
     }
 
+    fn md5(&mut self) -> Proof {
+        match self.random.take() {
+            Some(salt) => Proof::Dialogue(Method::Md5(salt)),
+            None => Proof::Refused("bouncer config error"),
+        }
+    }
+
     /// Ends a login with a FATAL.
     pub(super) fn refuse(&mut self, key: Key, text: &str) {
         let farewell = if self.snapshot.config.settings.auth_error_codes {
@@ -190,14 +197,6 @@ impl Worker {
             Farewell::fatal()
         };
         self.close_client(key, text, farewell);
-    }
-}
-
-fn md5() -> Proof {
-    let mut salt = [0; 4];
-    match getrandom::fill(&mut salt) {
-        Ok(()) => Proof::Dialogue(Method::Md5(salt)),
-        Err(_) => Proof::Refused("bouncer config error"),
     }
 }
 
