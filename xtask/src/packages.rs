@@ -50,14 +50,16 @@ pub(crate) fn consoles() -> Result<(), String> {
 }
 
 /// Versions of the drivers that tests use.
-const PYTHON_DRIVERS: [&str; 3] =
-    ["psycopg[binary]==3.3.*", "psycopg2-binary==2.9.*", "asyncpg==0.30.*"];
+const PYTHON_DRIVERS: [&str; 4] =
+    ["psycopg[binary]==3.3.*", "psycopg2-binary==2.9.*", "asyncpg==0.30.*", "pglast==8.*"];
 const NODE_DRIVER: &str = "pg@8";
 
-/// Installs drivers for Python and Node into `directory`, where they stay.
+/// Installs drivers for Python and Node, and the parser that rules are tested with, into
+/// `directory`, where they stay.
 pub(crate) fn drivers(directory: &Path) -> Result<(), String> {
     let done = directory.join("installed");
-    if done.exists() {
+    let wanted = [&PYTHON_DRIVERS[..], &[NODE_DRIVER]].concat().join(" ");
+    if std::fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
     python()?;
@@ -75,7 +77,7 @@ pub(crate) fn drivers(directory: &Path) -> Result<(), String> {
     succeed(pip.args(["install", "-q"]).args(PYTHON_DRIVERS))?;
     let mut npm = Command::new("npm");
     succeed(npm.args(["install", "--silent", "--prefix"]).arg(directory).arg(NODE_DRIVER))?;
-    std::fs::write(&done, "").map_err(|error| format!("{}: {error}", done.display()))
+    std::fs::write(&done, wanted).map_err(|error| format!("{}: {error}", done.display()))
 }
 
 fn succeed(command: &mut Command) -> Result<(), String> {

@@ -8,7 +8,9 @@ mod words;
 
 use std::sync::{Mutex, PoisonError};
 
+use pg_query::NodeEnum;
 use pg_query::protobuf::summary_result::{Context, Table};
+use pg_query::protobuf::{ParseResult, RawStmt};
 
 /// Longest text that is parsed, in bytes.
 pub const TEXT_MAX: usize = 64 * 1024;
@@ -94,6 +96,10 @@ fn statement(sql: &str) -> Result<Option<Statement>, String> {
     for table in &found.tables {
         push_once(&mut tables, qualified(&table.schema_name, &table.table_name));
     }
+    if UNSEEN.contains(&first.as_str()) {
+        // The summary does not look into these statements.
+        inner_tables(sql, &mut tables)?;
+    }
     let mut functions = Vec::new();
     for function in &found.functions {
         push_once(&mut functions, qualified(&function.schema_name, &function.function_name));
@@ -107,6 +113,25 @@ fn statement(sql: &str) -> Result<Option<Statement>, String> {
     Ok(Some(Statement { kind, tables, functions, is_read_only }))
 }
 
+/// Tables of a statement into which the summary does not look.
+fn inner_tables(sql: &str, tables: &mut Vec<String>) -> Result<(), String> {
+    let text = |error: pg_query::Error| error.to_string();
+    let parsed = pg_query::parse(sql, 0).map_err(text)?;
+    parsed.tables().into_iter().for_each(|name| push_once(tables, name));
+    for raw in parsed.protobuf.stmts {
+        let Some(NodeEnum::DeclareCursorStmt(cursor)) = raw.stmt.and_then(|stmt| stmt.node) else {
+            continue;
+        };
+        let query = RawStmt { stmt: cursor.query, ..RawStmt::default() };
+        let query = ParseResult { version: parsed.protobuf.version, stmts: vec![query] };
+        let query = pg_query::deparse(&query, pg_query::DeparseOptions::default()).map_err(text)?;
+        for table in pg_query::summary(&query, 0, -1).map_err(text)?.protobuf.tables {
+            push_once(tables, qualified(&table.schema_name, &table.table_name));
+        }
+    }
+    Ok(())
+}
+
 fn push_once(list: &mut Vec<String>, name: String) {
     if !list.contains(&name) {
         list.push(name);
@@ -116,6 +141,9 @@ fn push_once(list: &mut Vec<String>, name: String) {
 fn qualified(schema: &str, name: &str) -> String {
     if schema.is_empty() { name.to_owned() } else { format!("{schema}.{name}") }
 }
+
+/// Statements whose inner queries the summary leaves out.
+const UNSEEN: [&str; 2] = ["MergeStmt", "DeclareCursorStmt"];
 
 /// Statements that may be part of one that only reads.
 const READING: [&str; 4] = ["SelectStmt", "VariableShowStmt", "ExplainStmt", "TransactionStmt"];
@@ -230,6 +258,14 @@ mod tests {
         }
         let long = format!("select '{}'", "x".repeat(TEXT_MAX));
         assert!(check(&long).contains("too long"));
+    }
+
+    #[test]
+    fn the_python_package_finds_the_same() {
+        for line in include_str!("../../../python/tests/statements.txt").lines() {
+            let (sql, found) = line.split_once(" => ").unwrap_or((line, ""));
+            assert_eq!(check(sql), found, "{sql}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod listen;
 pub mod log;
 pub mod meters;
 pub mod options;
+mod oracle;
 pub mod pools;
 pub mod process;
 pub mod reload;

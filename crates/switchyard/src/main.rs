@@ -102,8 +102,7 @@ fn start(path: &Path, arguments: &Arguments, log: &Arc<Log>) -> Result<Never, St
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     shared.serve(services);
     shared.set_rules(&shared.snapshot().config);
-    let settings = shared.snapshot().config.settings.clone();
-    let loaded = shared.load_hooks(&settings);
+    let loaded = shared.load_hooks(&shared.snapshot().config);
     let loaded = loaded.map_err(|text| format!("cannot load hooks: {text}"))?;
     reload::define_entries(&shared);
     reload::check_keys(&shared, loaded);

@@ -66,7 +66,7 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
             return false;
         }
     };
-    let loaded = match shared.load_hooks(&config.settings) {
+    let loaded = match shared.load_hooks(&config) {
         Ok(loaded) => loaded,
         Err(text) => {
             shared.log.write(Level::Error, &format!("hooks not loaded: {text}"));

@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use foldhash::fast::RandomState;
 use switchyard_config::Config;
-use switchyard_config::settings::Settings;
 use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::lifecycle::{Lifecycle, Phase};
 use switchyard_core::pool::Want;
@@ -19,9 +18,10 @@ use switchyard_core::prepared::Registry;
 use crate::ending::Remains;
 use crate::entries::{Entry, Made};
 use crate::hooks::stats::AllStats;
-use crate::hooks::{HookOptions, Host, Notice};
+use crate::hooks::{HookOptions, Host, Notice, Ties};
 use crate::log::{Level, Log};
 use crate::options;
+use crate::oracle::{Knowledge, Upcoming};
 use crate::pools::{Order, SharedPool};
 use crate::rules::NativeRules;
 use crate::services::Services;
@@ -132,13 +132,15 @@ impl Shared {
         lock(&self.hooks).clone()
     }
 
-    /// Brings the hooks in line with settings. The error is Python's; nothing has changed then.
-    pub fn load_hooks(self: &Arc<Self>, settings: &Settings) -> Result<Loaded, String> {
-        let wanted = HookOptions::new(settings);
+    /// Brings the hooks in line with a configuration that is about to come into force. The
+    /// error is Python's; nothing has changed then.
+    pub fn load_hooks(self: &Arc<Self>, config: &Config) -> Result<Loaded, String> {
+        let wanted = HookOptions::new(&config.settings);
         if self.hooks().map(|host| host.options.clone()) == wanted {
             return Ok(Loaded::AsBefore);
         }
         let before = self.hooks();
+        let upcoming = Upcoming::new(Mutex::new(Some(config.clone())));
         let host = match wanted {
             None => None,
             Some(options) => {
@@ -149,10 +151,14 @@ impl Shared {
                     }
                 };
                 let loops = self.workers().len();
-                Some(Host::start(options, loops, before.as_deref(), Box::new(tell), &self.log)?)
+                let (shared, upcoming) = (Arc::downgrade(self), Arc::clone(&upcoming));
+                let oracle = Box::new(Knowledge { shared, upcoming });
+                let ties = Ties { tell: Box::new(tell), oracle, log: Arc::clone(&self.log) };
+                Some(Host::start(options, loops, before.as_deref(), ties)?)
             }
         };
         let old = std::mem::replace(&mut *lock(&self.hooks), host);
+        *lock(&upcoming) = None;
         if let Some(old) = old {
             old.drain();
         }
@@ -239,7 +245,7 @@ impl Shared {
     /// Puts settings in force that change the hooks.
     pub fn set_hooks(self: &Arc<Self>, config: Config) -> Result<(), String> {
         let _alone = lock(&self.reloading);
-        let loaded = self.load_hooks(&config.settings)?;
+        let loaded = self.load_hooks(&config)?;
         crate::reload::apply(self, config, "");
         crate::reload::check_keys(self, loaded);
         Ok(())

@@ -12,10 +12,11 @@ use switchyard_core::ids::WorkerId;
 use switchyard_io::poller::WAKE;
 use switchyard_io::{Inbox, Poller};
 
+use super::ask::{Told, answer};
 use super::output::Output;
 use super::process::{Kit, Process, Report, Sharing, Word};
-use super::{Host, NewHand, Notice, Tell};
-use crate::log::{Level, Log};
+use super::{Host, NewHand, Notice, Ties};
+use crate::log::Level;
 
 /// Longest loading of a module.
 const LOAD_TIME: Duration = Duration::from_secs(30);
@@ -87,8 +88,7 @@ enum Phase {
 /// The keeper's own state.
 pub(super) struct Keeper {
     host: Arc<Host>,
-    log: Arc<Log>,
-    tell: Tell,
+    ties: Ties,
     poller: Poller,
     inbox: Inbox<Order>,
     kept: BTreeMap<u32, Kept>,
@@ -108,20 +108,29 @@ pub(super) struct Keeper {
 const OUTPUT: u64 = 0;
 const CONTROL: u64 = 1;
 const END: u64 = 2;
+const ASKED: u64 = 3;
+
+/// A module's word for a level.
+fn level_of(word: &str) -> Level {
+    match word {
+        "debug" => Level::Debug,
+        "warning" => Level::Warning,
+        "error" => Level::Error,
+        _ => Level::Log,
+    }
+}
 
 impl Keeper {
     pub(super) fn new(
         host: Arc<Host>,
-        log: Arc<Log>,
-        tell: Tell,
+        ties: Ties,
         (poller, inbox): (Poller, Inbox<Order>),
         first: mpsc::Sender<Result<Report, String>>,
     ) -> Self {
         let (now, wanted) = (Instant::now(), host.options.workers);
         Keeper {
             host,
-            log,
-            tell,
+            ties,
             poller,
             inbox,
             kept: BTreeMap::new(),
@@ -158,6 +167,7 @@ impl Keeper {
                 match event.token & 3 {
                     OUTPUT => self.read_output(id),
                     CONTROL => self.listen(id),
+                    ASKED => self.hear(id),
                     _ => self.ended(id),
                 }
             }
@@ -284,6 +294,11 @@ impl Keeper {
                 return self.failed(now, &format!("cannot watch an interpreter: {error}"));
             }
         }
+        if let Some(fd) = process.ears.fd()
+            && let Err(error) = self.poller.register_fd_both(fd, token | ASKED)
+        {
+            return self.failed(now, &format!("cannot watch an interpreter: {error}"));
+        }
         let output = Output::new(now);
         let (stage, since, last) = (Stage::Loading, now, (0, now));
         let kept = Kept { process, takes, stage, since, output, last, wear: Wear::Good };
@@ -298,7 +313,7 @@ impl Keeper {
             return self.end_all();
         }
         self.slow_down(now);
-        self.log.write(Level::Error, &format!("hook process not started: {text}"));
+        self.ties.log.write(Level::Error, &format!("hook process not started: {text}"));
         self.tell_if_nobody(text);
     }
 
@@ -316,14 +331,34 @@ impl Keeper {
 
     fn broadcast(&self, notice: impl Fn() -> Notice) {
         for worker in 0..self.host.loops {
-            (self.tell)(WorkerId(worker as u16), Arc::clone(&self.host), notice());
+            (self.ties.tell)(WorkerId(worker as u16), Arc::clone(&self.host), notice());
         }
     }
 
     fn read_output(&mut self, id: u32) {
         let Some(kept) = self.kept.get_mut(&id) else { return };
         let output = &mut kept.process.output;
-        kept.output.read(Instant::now(), |chunk| output.read(chunk), &self.log);
+        kept.output.read(Instant::now(), |chunk| output.read(chunk), &self.ties.log);
+    }
+
+    /// A process asks or tells something.
+    fn hear(&mut self, id: u32) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        kept.process.ears.send();
+        for told in kept.process.ears.listen() {
+            match told {
+                Told::Asked(question) => {
+                    let fields = answer(&question, &*self.ties.oracle);
+                    kept.process.ears.answer(&fields);
+                }
+                Told::Log(level, text) => {
+                    kept.output.say(Instant::now(), level_of(&level), &text, &self.ties.log);
+                }
+                Told::Grown(counters) => {
+                    counters.iter().for_each(|(name, by)| self.ties.oracle.count(name, *by));
+                }
+            }
+        }
     }
 
     fn listen(&mut self, id: u32) {
@@ -337,7 +372,7 @@ impl Keeper {
                     }
                     self.failed(Instant::now(), &text);
                 }
-                Word::Warning(text) => self.log.write(Level::Warning, &text),
+                Word::Warning(text) => self.ties.log.write(Level::Warning, &text),
                 Word::Large(megabytes) => self.wear(id, megabytes),
                 Word::Globals(data) => {
                     // Who asked may have become tired of waiting.
@@ -368,7 +403,7 @@ impl Keeper {
                 results,
             };
             let worker = WorkerId(worker as u16);
-            (self.tell)(worker, Arc::clone(&self.host), Notice::Hand(Box::new(hand)));
+            (self.ties.tell)(worker, Arc::clone(&self.host), Notice::Hand(Box::new(hand)));
         }
         if let Some(first) = self.first.take() {
             // Who started this host may have gone.
@@ -383,13 +418,14 @@ impl Keeper {
         kept.wear = Wear::Worn;
         let pid = kept.process.pid();
         let line = format!("hook process {pid} uses {megabytes} MB (hook_max_rss), replacing it");
-        self.log.write(Level::Log, &line);
+        self.ties.log.write(Level::Log, &line);
     }
 
     /// A process has ended: who waits for it is told, and the log.
     fn ended(&mut self, id: u32) {
         self.read_output(id);
         self.listen(id);
+        self.hear(id);
         let Some(mut kept) = self.kept.remove(&id) else { return };
         let now = Instant::now();
         let pid = kept.process.pid();
@@ -399,7 +435,10 @@ impl Keeper {
             kept.process.output.as_raw_fd(),
             kept.process.control.as_raw_fd(),
             kept.process.pidfd.as_raw_fd(),
-        ] {
+        ]
+        .into_iter()
+        .chain(kept.process.ears.fd())
+        {
             // Closing it has the same effect.
             let _ = self.poller.deregister_fd(fd);
         }
@@ -438,7 +477,7 @@ impl Keeper {
             more => format!(" ({more} more were not logged)"),
         };
         let line = format!("hook process {pid} ended: {how}{more}");
-        self.log.write(Level::Warning, &line);
+        self.ties.log.write(Level::Warning, &line);
     }
 
     fn tick(&mut self, now: Instant) {

@@ -7,6 +7,7 @@
 //! Not here: what a verdict means for a client (`worker/hooking`), and the loops' side of the
 //! calls (`worker/calls`).
 
+pub mod ask;
 pub mod cache;
 mod keeper;
 pub mod options;
@@ -27,6 +28,7 @@ use switchyard_core::ids::WorkerId;
 use switchyard_io::{Poller, Sender};
 
 use crate::log::Log;
+use ask::Oracle;
 use keeper::{END_TIME, Keeper, Order};
 pub use options::HookOptions;
 pub use process::{Purity, Report, Sharing};
@@ -61,6 +63,16 @@ pub enum Notice {
 
 /// How a host's news reach a loop.
 pub type Tell = Box<dyn Fn(WorkerId, Arc<Host>, Notice) + Send>;
+
+/// How a host hangs together with the rest of the process.
+pub struct Ties {
+    /// Its news reach the loops so.
+    pub tell: Tell,
+    /// Who answers what modules ask.
+    pub oracle: Box<dyn Oracle>,
+    /// The log.
+    pub log: Arc<Log>,
+}
 
 /// Longest wait for the globals of the modules before.
 const GLOBALS_TIME: Duration = Duration::from_secs(2);
@@ -97,8 +109,7 @@ impl Host {
         options: HookOptions,
         loops: usize,
         before: Option<&Host>,
-        tell: Tell,
-        log: &Arc<Log>,
+        ties: Ties,
     ) -> Result<Arc<Self>, String> {
         let text = |error: std::io::Error| format!("cannot make the hooks' channels: {error}");
         let sources = options.modules.iter().filter_map(|module| module.source.as_ref().ok());
@@ -119,7 +130,7 @@ impl Host {
             orders: inbox.sender(),
         });
         let (first, loaded) = mpsc::channel();
-        let keeper = Keeper::new(Arc::clone(&host), Arc::clone(log), tell, (poller, inbox), first);
+        let keeper = Keeper::new(Arc::clone(&host), ties, (poller, inbox), first);
         std::thread::Builder::new()
             .name("hooks".into())
             .spawn(move || keeper.run())

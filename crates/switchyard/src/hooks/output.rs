@@ -61,7 +61,17 @@ impl Output {
         }
     }
 
-    fn take(&mut self, now: Instant, bytes: &[u8], log: &Log) {
+    /// Writes a line of a module's own at its level; it counts as printed.
+    pub(super) fn say(&mut self, now: Instant, level: Level, text: &str, log: &Log) {
+        if !log.enabled(level) {
+            return;
+        }
+        self.turn(now, log);
+        let end = text.floor_char_boundary(text.len().min(LINE_MAX));
+        self.count(level, &text[..end].replace(['\n', '\r'], " "), log);
+    }
+
+    fn turn(&mut self, now: Instant, log: &Log) {
         if now.saturating_duration_since(self.period) > PERIOD {
             self.period = now;
             self.lines = 0;
@@ -71,6 +81,10 @@ impl Output {
                 self.left_out = 0;
             }
         }
+    }
+
+    fn take(&mut self, now: Instant, bytes: &[u8], log: &Log) {
+        self.turn(now, log);
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, ended) = match part.strip_suffix(b"\n") {
                 Some(text) => (text, true),
@@ -86,9 +100,13 @@ impl Output {
 
     fn write(&mut self, log: &Log) {
         let line = std::mem::take(&mut self.line);
+        self.count(Level::Log, &String::from_utf8_lossy(&line), log);
+    }
+
+    fn count(&mut self, level: Level, line: &str, log: &Log) {
         if self.lines < LINES_MAX {
             self.lines += 1;
-            log.write(Level::Log, &format!("hook: {}", String::from_utf8_lossy(&line)));
+            log.write(level, &format!("hook: {line}"));
         } else {
             self.left_out += 1;
         }

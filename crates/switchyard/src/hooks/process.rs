@@ -12,6 +12,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use switchyard_core::hook::desk::Takes;
 
+use super::ask::{self, Ears};
 use super::options::HookOptions;
 use super::queue::{Journal, Queues};
 
@@ -48,6 +49,8 @@ pub(super) struct Process {
     pub(super) output: PipeReader,
     /// Messages both ways.
     pub(super) control: UnixStream,
+    /// What it asks and tells.
+    pub(super) ears: Ears,
     /// What it writes down.
     pub(super) journal: Arc<Journal>,
     /// Ends of the sockets for results, one a loop; taken once.
@@ -134,6 +137,7 @@ impl Process {
         let (output, printed) = io::pipe().map_err(text)?;
         let errors = printed.try_clone().map_err(text)?;
         let journal = Journal::new().map_err(text)?;
+        let (ears, mouth) = UnixStream::pair().map_err(text)?;
         let pairs: io::Result<Vec<_>> = (0..kit.loops).map(|_| UnixStream::pair()).collect();
         let (results, far): (Vec<_>, Vec<_>) = pairs.map_err(text)?.into_iter().unzip();
         let child = Command::new(&options.python)
@@ -151,17 +155,18 @@ impl Process {
         let pidfd = pidfd.map_err(text)?;
         let descriptors: Vec<BorrowedFd<'_>> =
             kit.queues.descriptors(&journal).chain(far.iter().map(AsFd::as_fd)).collect();
+        let descriptors = [descriptors, vec![mouth.as_fd()]].concat();
         control.set_write_timeout(Some(PATIENCE)).map_err(text)?;
         // An interpreter that has ended already says why, or its end does.
         let _ = send(&control, &message, &descriptors);
         control.set_nonblocking(true).map_err(text)?;
         rustix::io::ioctl_fionbio(&output, true).map_err(|error| text(error.into()))?;
-        for stream in &results {
+        for stream in results.iter().chain([&ears]) {
             stream.set_nonblocking(true).map_err(text)?;
         }
         let child = child.0.take().ok_or("the interpreter is gone")?;
-        let (heard, journal) = (Vec::new(), Arc::new(journal));
-        Ok(Process { child, pidfd, output, control, journal, results, heard })
+        let (heard, journal, ears) = (Vec::new(), Arc::new(journal), Ears::new(ears));
+        Ok(Process { child, pidfd, output, control, ears, journal, results, heard })
     }
 
     /// Its process id.
@@ -250,6 +255,7 @@ fn start_message(kit: &Kit<'_>, takes: Takes) -> Result<Vec<u8>, String> {
         inherited.extend_from_slice(data);
     }
     field(&mut body, &inherited);
+    field(&mut body, ask::MODULE.as_bytes());
     Ok(body)
 }
 

@@ -1,9 +1,13 @@
 //! Counters of the hooks, one block a loop; only that loop adds to them. They outlive the modules.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::pools::Stats;
+
+/// Names of the modules' own counters that are kept.
+const COUNTERS_MAX: usize = 1000;
 
 /// Which function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +105,7 @@ pub struct AllStats {
     loops: Box<[[HookStats; 2]]>,
     last_errors: [Mutex<String>; 2],
     workers: AtomicU64,
+    counters: Mutex<BTreeMap<String, u64>>,
 }
 
 impl AllStats {
@@ -110,6 +115,7 @@ impl AllStats {
             loops: (0..loops).map(|_| Default::default()).collect(),
             last_errors: Default::default(),
             workers: AtomicU64::new(0),
+            counters: Mutex::default(),
         }
     }
 
@@ -167,6 +173,22 @@ impl AllStats {
         let mut last =
             self.last_errors[hook as usize].lock().unwrap_or_else(PoisonError::into_inner);
         text.clone_into(&mut last);
+    }
+
+    /// A counter of the modules' own grows. Beyond the number that is kept, new ones are not.
+    pub fn grow(&self, name: &str, amount: u64) {
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counters.get_mut(name) {
+            *count = count.saturating_add(amount);
+        } else if counters.len() < COUNTERS_MAX {
+            counters.insert(name.to_owned(), amount);
+        }
+    }
+
+    /// The modules' own counters.
+    pub fn counters(&self) -> Vec<(String, u64)> {
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.iter().map(|(name, count)| (name.clone(), *count)).collect()
     }
 
     /// Number of processes, as the first loop sees them.

@@ -7,8 +7,8 @@
 #
 # A call is received into the journal and its result is put there before it is sent, so that the
 # pooler can always tell what was begun and what was finished.
-import array, atexit, codecs, importlib.machinery, importlib.util, inspect, mmap, os, pickle, select, signal, socket
-import struct, sys, time, traceback
+import _thread, array, atexit, codecs, importlib.machinery, importlib.util, inspect, mmap, os, pickle, select, signal, socket
+import struct, sys, time, traceback, types
 
 OFF, SAME, GIVEN, FAILED, NONE = 0, 1, 2, 3, 4
 CALL = struct.Struct("<QHBBHHIQ")
@@ -21,6 +21,8 @@ FRAME_AT, FRAME_MAX = 64, 65472
 ARENA_AT = FRAME_AT + FRAME_MAX
 BATCH, LINGER = 8, 0.00005
 CONTROL_EVERY = 0.05
+COUNT_EVERY = 0.1
+TEXT_MAX, LINE_MAX, PARSED_MAX = 64 * 1024, 1000, 1000
 
 
 def load(path, source, known):
@@ -169,6 +171,113 @@ class Functions:
         return rewritten, key
 
 
+class Pooler:
+    """What stands behind `import switchyard`: questions to the keeper, one at a time."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.pid = os.getpid()
+        self.main = _thread.get_ident()
+        self.lock = _thread.allocate_lock()
+        self.parsed = {}
+        self.grown = {}
+
+    def send(self, letter, fields):
+        if os.getpid() != self.pid:
+            raise RuntimeError("the pooler does not know this process")
+        body = letter
+        for field in fields:
+            data = field.encode("utf-8", "replace")
+            body += struct.pack("<I", len(data)) + data
+        self.channel.sendall(struct.pack("<I", len(body)) + body)
+
+    def ask(self, letter, *fields):
+        with self.lock:
+            self.send(letter, fields)
+            body = self.exactly(struct.unpack("<I", self.exactly(4))[0])
+        found, at = [], 0
+        while at < len(body):
+            size = struct.unpack_from("<I", body, at)[0]
+            found.append(body[at + 4:at + 4 + size].decode("utf-8", "replace"))
+            at += 4 + size
+        return found
+
+    def exactly(self, count):
+        got = b""
+        while len(got) < count:
+            chunk = self.channel.recv(count - len(got))
+            if not chunk:
+                raise OSError("the pooler does not answer")
+            got += chunk
+        return got
+
+    def too_long(self, sql):
+        size = len(sql) if len(sql) > TEXT_MAX else len(sql.encode("utf-8", "replace"))
+        return "text of %d bytes is too long for the parser" % size if size > TEXT_MAX else None
+
+    def parse(self, sql):
+        fields = self.parsed.get(sql)
+        if fields is None:
+            error = self.too_long(sql)
+            if error:
+                return error
+            fields = self.ask(b"P", sql)
+            if len(self.parsed) >= PARSED_MAX:
+                self.parsed.clear()
+            if len(sql) < LINE_MAX:
+                self.parsed[sql] = fields
+        if fields[0]:
+            return fields[0]
+        found, rest = [], iter(fields[1:])
+        some = lambda: [next(rest) for _ in range(int(next(rest)))]
+        for kind in rest:
+            reads = next(rest) == "1"
+            found.append((kind, some(), some(), reads))
+        return found
+
+    def fingerprint(self, sql):
+        return (self.too_long(sql) is None and self.ask(b"F", sql) or [None])[0]
+
+    def cluster(self, name):
+        fields = self.ask(b"C", name)
+        if not fields:
+            return None
+        readers, lags = fields[3:3 + int(fields[2])], fields[3 + int(fields[2]):]
+        return fields[0], fields[1] or None, readers, \
+            {node: int(lag) for node, lag in zip(lags[::2], lags[1::2])}
+
+    def databases(self):
+        fields = iter(self.ask(b"D"))
+        return {name: {"host": host or None, "port": int(port), "dbname": dbname,
+                       "pool_mode": mode, "disabled": disabled == "1"}
+                for name, host, port, dbname, mode, disabled in zip(*[fields] * 6)}
+
+    def log(self, level, text):
+        with self.lock:
+            self.send(b"L", [level, text[:LINE_MAX]])
+
+    def count(self, name, amount):
+        if _thread.get_ident() == self.main and os.getpid() == self.pid:
+            # The main thread tells it when it has time.
+            self.grown[name] = self.grown.get(name, 0) + amount
+        else:
+            with self.lock:
+                self.send(b"I", [name, str(amount)])
+
+    def tell(self):
+        grown, self.grown = self.grown, {}
+        if grown:
+            with self.lock:
+                self.send(b"I", [text for pair in grown.items() for text in map(str, pair)])
+
+    def provide(self, source):
+        module = types.ModuleType("switchyard")
+        module.__file__ = "<switchyard>"
+        exec(compile(source, module.__file__, "exec"), module.__dict__)
+        module._backend = self
+        sys.modules["switchyard"] = module
+
+
 def outcome_text(outcome):
     code, data = outcome
     if code in (SAME, NONE):
@@ -206,7 +315,7 @@ class Process:
         files = [os.fsdecode(field) for field in fields[4:8]]
         sources = fields[8:12]
         fds = self.fds
-        if len(fds) != 3 + 2 * self.loops:
+        if len(fds) != 4 + 2 * self.loops:
             raise OSError("descriptors are missing")
         for fd in fds:
             os.set_inheritable(fd, False)
@@ -216,7 +325,10 @@ class Process:
         self.journal = mmap.mmap(fds[2], 0)
         self.view = memoryview(self.journal)
         self.attics = list(fds[3:3 + self.loops])
-        self.outs = [stream(fd) for fd in fds[3 + self.loops:]]
+        self.outs = [stream(fd) for fd in fds[3 + self.loops:-1]]
+        self.pooler = Pooler(stream(fds[-1]))
+        self.pooler.provide(fields[13])
+        self.counted = 0.0
         self.room = len(self.journal) - ARENA_AT
         self.kept = self.kept_for = self.kept_count = 0
         self.kept_since = self.looked = 0.0
@@ -319,6 +431,7 @@ class Process:
     def end(self):
         self.flush()
         try:
+            self.pooler.tell()
             atexit._run_exitfuncs()
             sys.stdout.flush()
         finally:
@@ -420,7 +533,12 @@ class Process:
                 if self.kept:
                     self.flush()
                     continue
-                for fd, _ in epoll.poll():
+                grown = self.pooler.grown
+                if grown and now() - self.counted >= COUNT_EVERY:
+                    self.counted = now()
+                    self.pooler.tell()
+                    grown = None
+                for fd, _ in epoll.poll(COUNT_EVERY if grown else -1):
                     if fd == control:
                         self.obey()
                 self.looked = now()
@@ -440,6 +558,7 @@ class Process:
                 self.look_at_size()
             if ended - self.looked > CONTROL_EVERY:
                 self.looked = ended
+                self.pooler.tell()
                 if select.select([control], [], [], 0)[0]:
                     self.obey()
 

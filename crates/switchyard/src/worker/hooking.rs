@@ -156,7 +156,7 @@ impl Worker {
         let own = match client.peer {
             Peer::Unix { pid, .. } => pids.contains(&pid),
             Peer::Tcp(peer) => client.stream.peek_socket().local_addr().is_some_and(|here| {
-                let usual = 3 + self.shared.workers().len();
+                let usual = 4 + self.shared.workers().len();
                 peers::owned_by(&pids, usual, peer, here)
             }),
         };

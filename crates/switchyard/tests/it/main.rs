@@ -6,6 +6,7 @@ mod drivers;
 mod failures;
 mod hook_contract;
 mod hook_host;
+mod hook_module;
 mod hook_routes;
 mod hooks;
 mod login;

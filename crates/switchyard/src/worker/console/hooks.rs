@@ -23,6 +23,15 @@ fn rule_row(section: &str, (name, rule, count): (&str, &str, u64)) -> Row {
     row
 }
 
+/// A counter of the modules' own.
+fn counter_row((name, count): (String, u64)) -> Row {
+    let mut row = vec![text(format!("counters.{name}")), text(""), text("counted"), None];
+    row.extend([text(0), text(0), text(count)]);
+    row.extend((0..9).map(|_| text(0)));
+    row.extend([text(""), text(0)]);
+    row
+}
+
 /// Whether a setting changes which functions run, or how.
 pub(super) fn concerns_hooks(name: &str) -> bool {
     name.starts_with("hook_") || name.ends_with("_py_module_file")
@@ -74,6 +83,7 @@ impl Worker {
             rows.extend(rules.rewrites.rows().map(|rule| rule_row("rewrites", rule)));
             rows.extend(rules.routes.rows().map(|rule| rule_row("routes", rule)));
         }
+        rows.extend(stats.counters().into_iter().map(counter_row));
         rows
     }
 
