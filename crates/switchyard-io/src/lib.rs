@@ -13,5 +13,5 @@ pub mod table;
 pub use inbox::{Inbox, Sender};
 pub use listener::{Accepted, Listener, Peer};
 pub use poller::{Poller, Ready};
-pub use stream::{FailedStep, Recv, Remote, SocketOptions, Stream};
+pub use stream::{FailedStep, Loopback, Recv, Remote, SocketOptions, Stream};
 pub use table::{Key, Table};

@@ -1,7 +1,7 @@
 //! Listening sockets, TCP or unix.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use mio::event::Source;
@@ -33,6 +33,16 @@ pub enum Peer {
         /// User id, `u32::MAX` if unknown.
         uid: u32,
     },
+}
+
+impl Peer {
+    /// Its address, unless it has none.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Peer::Tcp(address) => Some(address.ip()),
+            Peer::Unix { .. } => None,
+        }
+    }
 }
 
 /// An accepted connection.

@@ -1,7 +1,7 @@
 //! Connected sockets, TCP or unix: receive, send, options, addresses.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::time::Duration;
@@ -57,6 +57,29 @@ pub struct SocketOptions {
     pub user_timeout: u32,
     /// SO_SNDBUF and SO_RCVBUF in bytes.
     pub buffer: usize,
+    /// What happens over loopback.
+    pub loopback: Loopback,
+}
+
+/// Congestion control of connections over loopback, where there is no path to be gentle with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loopback {
+    /// As everywhere.
+    #[default]
+    AsUsual,
+    /// Without pacing, for which BBR sets a timer at every send.
+    Unpaced,
+}
+
+impl Loopback {
+    /// What suits the system's usual algorithm.
+    pub fn suited() -> Self {
+        let usual = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+        match usual {
+            Ok(name) if name.starts_with("bbr") => Loopback::Unpaced,
+            Ok(_) | Err(_) => Loopback::AsUsual,
+        }
+    }
 }
 
 /// A step of making or tuning a socket that failed.
@@ -137,12 +160,25 @@ impl Stream {
             let step = |error| FailedStep { name: "setsockopt/SO_KEEPALIVE", error };
             SockRef::from(stream).set_keepalive(true).map_err(step)?;
         }
-        self.set_rare_options(options)
+        let peer = match self {
+            Stream::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip()),
+            Stream::Unix(_) => None,
+        };
+        self.set_rare_options(options, peer)
     }
 
     /// Applies what an accepted socket does not have from its listener.
-    pub fn set_rare_options(&self, options: &SocketOptions) -> Result<(), FailedStep> {
+    pub fn set_rare_options(
+        &self,
+        options: &SocketOptions,
+        peer: Option<IpAddr>,
+    ) -> Result<(), FailedStep> {
         let Stream::Tcp(stream) = self else { return Ok(()) };
+        let near = peer.is_some_and(|address| address.to_canonical().is_loopback());
+        if near && options.loopback == Loopback::Unpaced {
+            // Not every system allows it; the connection works either way.
+            let _ = SockRef::from(stream).set_tcp_congestion(b"reno");
+        }
         let step = |name| move |error| FailedStep { name, error };
         let socket = SockRef::from(stream);
         if options.keepalive {

@@ -14,7 +14,7 @@ use switchyard_core::pool::{
     Failing, Limits, Minimum, OpenFailure, Order, Pool, Reopen, Reserve, Retry, Standby, roles,
 };
 use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError};
-use switchyard_io::SocketOptions;
+use switchyard_io::{Loopback, SocketOptions};
 
 use crate::access::Access;
 use crate::cluster_settings::wish;
@@ -54,6 +54,7 @@ pub fn snapshot(config: Config, access: Access, tls: Arc<Setup>, mock_key: [u8; 
         keepcnt: natural(settings.tcp_keepcnt),
         user_timeout: natural(settings.tcp_user_timeout),
         buffer: natural(settings.tcp_socket_buffer) as usize,
+        loopback: Loopback::suited(),
     };
     let rules = LogRules {
         connections: settings.log_connections.into(),

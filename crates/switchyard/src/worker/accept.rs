@@ -122,7 +122,7 @@ impl Worker {
     /// Makes an accepted connection a client of this worker.
     pub(super) fn adopt(&mut self, accepted: Accepted, number: u64) {
         let Accepted { stream, peer } = accepted;
-        if let Err(failed) = stream.set_rare_options(&self.snapshot.sockets) {
+        if let Err(failed) = stream.set_rare_options(&self.snapshot.sockets, peer.address()) {
             self.warn_of_step(&stream, &failed);
             return self.shared.client_left(self.id, Seat::Taken);
         }
