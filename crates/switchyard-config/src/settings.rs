@@ -224,8 +224,8 @@ settings! {
     conffile: Option<String>, None, None, Run, Active;
     default_pool_size: i64, Some("20"), Some("20"), Run, Active;
     disable_pqexec: bool, Some("0"), Some("0"), Start, Active;
-    dns_max_ttl: Duration, Some("15"), Some("15"), Run, Inert;
-    dns_nxdomain_ttl: Duration, Some("15"), Some("15"), Run, Inert;
+    dns_max_ttl: Duration, Some("15"), Some("15"), Run, Active;
+    dns_nxdomain_ttl: Duration, Some("15"), Some("15"), Run, Active;
     dns_zone_check_period: Duration, Some("0"), Some("0"), Run, Inert;
     drain_action: DrainAction, Some("abort"), Some("abort"), Run, Active;
     drain_timeout: Duration, Some("10"), Some("10"), Run, Active;
@@ -291,7 +291,7 @@ settings! {
     replay_read_only_error: bool, Some("1"), Some("1"), Run, Active;
     reserve_pool_size: i64, Some("0"), Some("0"), Run, Active;
     reserve_pool_timeout: Duration, Some("5"), Some("5"), Run, Active;
-    resolv_conf: String, Some(""), Some(""), Start, Inert;
+    resolv_conf: String, Some(""), Some(""), Start, Active;
     rewrite_on_error: OnError, Some("pass"), Some("pass"), Run, Active;
     rewrite_query_disconnect_on_failure: Truth, Some("false"), Some("false"), Run, Active;
     rewrite_query_py_module_file: String, Some("not_enabled"), Some("not_enabled"), Run, Active;

@@ -7,6 +7,7 @@ pub mod console;
 pub mod hook;
 pub mod ids;
 pub mod lifecycle;
+pub mod names;
 pub mod params;
 pub mod pool;
 pub mod prepared;

@@ -8,6 +8,7 @@ use switchyard_auth::userlist;
 use switchyard_config::{Config, Severity, load, reason};
 
 use crate::listen;
+use crate::services::names;
 
 /// Longest path of a unix socket, in bytes.
 const UNIX_PATH_MAX: usize = 107;
@@ -77,6 +78,9 @@ fn beyond(config: &Config) -> Vec<(Severity, String)> {
         if let Some(Err(error)) = (!file.is_empty()).then(|| std::fs::metadata(file)) {
             say(Severity::Error, format!("{key} {file}: {}", reason(&error)));
         }
+    }
+    if let Err(text) = names::check(&settings.resolv_conf) {
+        say(Severity::Error, text);
     }
     if u16::try_from(settings.listen_port).is_err() {
         say(Severity::Error, "listen_port is no port number".into());

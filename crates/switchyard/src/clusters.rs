@@ -1,6 +1,7 @@
 //! What the process does for its clusters: views go to pools and workers, signs of trouble go to
 //! those who watch, transactions are counted, records and memories are written.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 use switchyard_config::PoolMode;
-use switchyard_core::ids::{LaneId, Ticket};
+use switchyard_core::ids::{LaneId, Ticket, WorkerId};
+use switchyard_core::names::Terms;
 use switchyard_core::pool;
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::snapshot::Change;
@@ -180,6 +182,20 @@ impl House for Shared {
         if let Err(error) = written.and_then(|()| std::fs::rename(&fresh, &path)) {
             self.complain("switchover_state_file", &path, &error);
         }
+    }
+
+    fn name_terms(&self) -> Terms {
+        let settings = &self.snapshot().config.settings;
+        Terms { addresses: settings.dns_max_ttl, failure: settings.dns_nxdomain_ttl }
+    }
+
+    fn resolved(&self, worker: WorkerId, number: u64, addresses: Vec<SocketAddr>) {
+        self.send(worker, Message::Resolved(number, addresses));
+    }
+
+    fn addresses_lost(&self, host: &str, lost: &[SocketAddr]) {
+        let (host, lost): (Arc<str>, Arc<[SocketAddr]>) = (host.into(), lost.into());
+        self.broadcast(|| Message::AddressesLost(Arc::clone(&host), Arc::clone(&lost)));
     }
 
     fn recall(&self, database: &str) -> (Option<u64>, Option<u32>) {

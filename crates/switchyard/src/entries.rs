@@ -1,7 +1,7 @@
 //! Entries of `[databases]` as the workers share them: definition, state, counters, pools.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,6 @@ pub struct Entry {
     origin: AtomicU8,
     idle_since: Mutex<Option<Instant>>,
     state: AtomicU8,
-    next_host: AtomicU32,
     view: Mutex<Arc<View>>,
     found: Mutex<HashMap<String, Secret>>,
     pools: Mutex<Vec<Arc<SharedPool>>>,
@@ -63,7 +62,6 @@ impl Entry {
             origin: AtomicU8::new(u8::from(origin == Origin::Automatic)),
             idle_since: Mutex::default(),
             state: AtomicU8::new(0),
-            next_host: AtomicU32::new(0),
             view: Mutex::default(),
             found: Mutex::default(),
             pools: Mutex::new(Vec::new()),
@@ -119,11 +117,6 @@ impl Entry {
     /// DISABLE and ENABLE.
     pub fn set_admission(&self, admission: Admission) {
         self.state.store(u8::from(admission == Admission::Disabled), Ordering::Relaxed);
-    }
-
-    /// Index of the host that the next attempt of a list takes.
-    pub fn turn(&self) -> usize {
-        self.next_host.fetch_add(1, Ordering::Relaxed) as usize
     }
 
     /// Nodes of the cluster as last published; empty for plain entries.

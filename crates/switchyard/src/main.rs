@@ -98,8 +98,8 @@ fn start(path: &Path, arguments: &Arguments, log: &Arc<Log>) -> Result<Never, St
     let (seats, handles): (Vec<_>, Vec<_>) = seats.into_iter().unzip();
     shared.attach(handles);
     let house: Arc<dyn House> = Arc::<Shared>::clone(&shared);
-    let services = Services::start(house, Arc::clone(log))
-        .map_err(|error| format!("cannot start a thread: {error}"))?;
+    let resolv_conf = shared.snapshot().config.settings.resolv_conf.clone();
+    let services = Services::start(house, Arc::clone(log), &resolv_conf)?;
     shared.serve(services);
     shared.set_rules(&shared.snapshot().config);
     let loaded = shared.load_hooks(&shared.snapshot().config);

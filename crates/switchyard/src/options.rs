@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
-use switchyard_config::value::{LostTransaction, Value as _};
+use switchyard_config::value::{LoadBalance, LostTransaction, Value as _};
 use switchyard_config::{AuthType, Config, Database, PoolMode};
 use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::Loyalty;
 use switchyard_core::params::Tracked;
 use switchyard_core::pool::{
-    Failing, Limits, Minimum, OpenFailure, Order, Pool, Reopen, Reserve, Retry, Standby, roles,
+    Failing, HostOrder, Limits, Minimum, OpenFailure, Order, Pool, Reopen, Reserve, Retry, Standby,
+    roles,
 };
 use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError};
 use switchyard_io::{Loopback, SocketOptions};
@@ -155,11 +156,26 @@ pub fn make_pool(
             pool.set_view(Instant::now(), &roles(&entry.view()));
             pool
         }
-        None => Pool::new(limits, workers).sharing(share),
+        None => {
+            let mut pool = Pool::new(limits, workers).sharing(share);
+            set_hosts(&definition, &mut pool);
+            pool
+        }
     };
     let pool = SharedPool::new(Arc::clone(entry), user.into(), machine, workers);
     set_rules(snapshot, &definition, &pool);
     pool
+}
+
+/// Tells a pool which hosts it leads to.
+pub fn set_hosts(definition: &Database, pool: &mut Pool) {
+    let order = match definition.load_balance_hosts {
+        LoadBalance::RoundRobin => HostOrder::RoundRobin,
+        LoadBalance::Disable => HostOrder::Stay,
+    };
+    // A cluster's lanes are its nodes.
+    let count = if definition.topology_query.is_some() { 1 } else { definition.hosts.len() };
+    pool.set_hosts(count, order);
 }
 
 /// Sets the limits that a pool shares with others.

@@ -226,7 +226,10 @@ impl Shared {
             let limits = options::limits(snapshot, &definition, &pool.user);
             options::set_rules(snapshot, &definition, &pool);
             options::set_shared_limits(snapshot, entry, &pool.user, &self.sharing);
-            self.decide(&pool, |inner| inner.machine.set_limits(now, limits));
+            self.decide(&pool, |inner| {
+                options::set_hosts(&definition, &mut inner.machine);
+                inner.machine.set_limits(now, limits);
+            });
         }
     }
 }

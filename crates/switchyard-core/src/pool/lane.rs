@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::ids::{LaneId, ServerId, WorkerId};
 use crate::pool::Order;
+use crate::pool::hosts::{HostList, HostOrder};
 
 /// What a node is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,7 @@ pub(super) struct Lane {
     pub(super) role: LaneRole,
     pub(super) failed: Option<Failed>,
     pub(super) suspect_until: Option<Instant>,
+    pub(super) hosts: HostList,
     pub(super) tally: Tally,
     idle: Vec<VecDeque<ServerId>>,
     peak: (Option<Instant>, usize),
@@ -105,7 +107,8 @@ impl Lane {
     pub(super) fn new(id: LaneId, role: LaneRole, workers: usize) -> Self {
         let idle = (0..workers.max(1)).map(|_| VecDeque::new()).collect();
         let (failed, suspect_until, tally) = (None, None, Tally::default());
-        Lane { id, role, failed, suspect_until, tally, idle, peak: (None, 0) }
+        let hosts = HostList::new(1, HostOrder::default());
+        Lane { id, role, failed, suspect_until, hosts, tally, idle, peak: (None, 0) }
     }
 
     /// Parks an idle server with its home worker.

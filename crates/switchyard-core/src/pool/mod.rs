@@ -11,6 +11,7 @@
 //! `shares` for limits over several pools.
 
 mod gate;
+mod hosts;
 mod lane;
 pub mod parking;
 mod questions;
@@ -30,6 +31,8 @@ use foldhash::fast::RandomState;
 
 use crate::ids::{LaneId, ServerId, Ticket, WorkerId};
 use gate::Gate;
+pub use hosts::HostOrder;
+use hosts::Others;
 use lane::{Failed, Lane};
 pub use lane::{LaneRole, Want};
 use queue::Queues;
@@ -243,11 +246,12 @@ impl Pool {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         assert_eq!(slot.state, State::Opening, "a permit is used once");
         slot.started = now;
-        let (lane, fresh) = (slot.lane, slot.freshness == Freshness::Fresh);
+        let (lane, host, fresh) = (slot.lane, slot.host, slot.freshness == Freshness::Fresh);
         // A server that was just logged in needs no check.
         self.set_state(id, State::Testing);
         if let Some(lane) = self.lane_mut(lane) {
             lane.failed = None;
+            lane.hosts.succeeded(host);
         }
         if fresh || self.welcome == Welcome::Unknown {
             self.welcome = Welcome::Known;
@@ -261,7 +265,14 @@ impl Pool {
         let Some(slot) = self.remove(id) else { return };
         let usable = self.tally(slot.lane).usable();
         let retry = self.limits.retry;
-        if let Some(lane) = self.lane_mut(slot.lane) {
+        let refused = failure.kind == OpenFailureKind::Login;
+        if let Some(lane) = self.lane_mut(slot.lane)
+            // Another host of the list may be tried at once. A server that refuses the login is
+            // there: the others would refuse it as well.
+            && (lane.hosts.failed(now, slot.host, slot.started + retry.pause(1))
+                == Others::AllFailing
+                || refused)
+        {
             // Attempts that were under way together failed together.
             let again = |failed: &Failed| failed.count + u32::from(slot.started >= failed.retry_at);
             let count = lane.failed.as_ref().map_or(1, again);
@@ -269,7 +280,7 @@ impl Pool {
             let retry_at = lane.failed.as_ref().map_or(retry_at, |f| f.retry_at.max(retry_at));
             lane.failed = Some(Failed { retry_at, reason: failure.text.clone(), count });
         }
-        if failure.kind == OpenFailureKind::Login && usable == 0 {
+        if refused && usable == 0 {
             let mut told = self.queues.take_all(|want| self.lanes.accept(want, slot.lane));
             told.extend(std::mem::take(&mut self.logins).into_iter().map(|(ticket, _)| ticket));
             self.effects.extend(told.into_iter().map(|t| Effect::Fail(t, failure.clone())));

@@ -104,6 +104,11 @@ impl<S> Parking<S> {
         self.parked.get(&id)
     }
 
+    /// All parked connections.
+    pub fn servers(&self) -> impl Iterator<Item = &S> {
+        self.parked.values()
+    }
+
     /// The next errand that the pool's decisions have brought about, oldest first.
     pub fn poll_errand(&mut self, pool: &mut Pool) -> Option<Errand<S>> {
         loop {

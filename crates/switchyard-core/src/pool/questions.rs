@@ -53,6 +53,11 @@ impl Pool {
         self.slots.get(&id).map(|slot| slot.lane)
     }
 
+    /// Which host of its lane's list a server leads to.
+    pub fn host_of(&self, id: ServerId) -> usize {
+        self.slots.get(&id).map_or(0, |slot| slot.host)
+    }
+
     /// Whether nothing is given out.
     pub fn is_paused(&self) -> bool {
         self.gate.is_paused()

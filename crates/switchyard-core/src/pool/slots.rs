@@ -34,6 +34,8 @@ pub(super) enum Freshness {
 pub(super) struct Slot {
     pub(super) lane: LaneId,
     pub(super) home: WorkerId,
+    /// Which host of the lane it leads to.
+    pub(super) host: usize,
     pub(super) state: State,
     pub(super) freshness: Freshness,
     pub(super) started: Instant,
@@ -67,10 +69,13 @@ impl Pool {
         self.minted += 1;
         let id = ServerId(self.minted);
         let (state, freshness) = (State::Opening, Freshness::Fresh);
-        self.slots.insert(id, Slot { lane, home, state, freshness, started: now, used: now });
+        let mut host = 0;
         if let Some(lane) = self.lane_mut(lane) {
             lane.tally.opening += 1;
+            host = lane.hosts.choose(now);
         }
+        let slot = Slot { lane, home, host, state, freshness, started: now, used: now };
+        self.slots.insert(id, slot);
         self.effects.push_back(Effect::Open(id, lane, home));
     }
 

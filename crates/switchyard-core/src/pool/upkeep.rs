@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::ids::{LaneId, ServerId, WorkerId};
+use crate::pool::hosts::{HostList, HostOrder};
 use crate::pool::lane::{Lane, LaneRole};
 use crate::pool::slots::{Freshness, State};
 use crate::pool::{Effect, Limits, Minimum, Pool, Welcome};
@@ -123,6 +124,7 @@ impl Pool {
             self.abort_all(lane, State::Opening, "connect string changed");
             if let Some(lane) = self.lane_mut(lane) {
                 lane.failed = None;
+                lane.hosts.forgive();
             }
         }
         self.open_for_waiters(now);
@@ -172,6 +174,16 @@ impl Pool {
             }
         }
         self.open_for_waiters(now);
+    }
+
+    /// The pool of a plain entry leads to one of so many hosts. Those that were failing are
+    /// remembered if the list is as long as before.
+    pub fn set_hosts(&mut self, count: usize, order: HostOrder) {
+        for lane in &mut self.lanes {
+            if !lane.hosts.is(count, order) {
+                lane.hosts = HostList::new(count, order);
+            }
+        }
     }
 
     fn lane_ids(&self) -> Vec<LaneId> {

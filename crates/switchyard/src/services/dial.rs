@@ -1,6 +1,8 @@
 //! Connections of probes: unix sockets, TCP, and TLS on it by the settings for servers.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use switchyard_core::switchover::probe::{Failure, FailureKind};
 use switchyard_core::switchover::topology::Endpoint;
@@ -9,7 +11,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-use crate::tls::setup::ServerSide;
+use super::names::NameService;
+use super::probe::ProbeLogin;
+
+/// The way to a node.
+pub(super) struct Way {
+    pub(super) endpoint: Endpoint,
+    pub(super) login: Arc<ProbeLogin>,
+    pub(super) names: Arc<NameService>,
+}
 
 /// A connection of any kind.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {}
@@ -32,17 +42,26 @@ pub(super) fn lost(error: &io::Error) -> Failure {
 }
 
 /// Connects to a node.
-pub(super) async fn dial(
-    endpoint: &Endpoint,
-    tls: &ServerSide,
-) -> Result<Box<dyn Socket>, Failure> {
+pub(super) async fn dial(way: &Way) -> Result<Box<dyn Socket>, Failure> {
+    let (endpoint, tls) = (&way.endpoint, &way.login.tls);
     let port = endpoint.port;
-    if endpoint.host.starts_with('/') {
-        let path = format!("{}/.s.PGSQL.{port}", endpoint.host);
+    if endpoint.host.starts_with(['/', '@']) {
+        let path = format!("{}/.s.PGSQL.{port}", unix_name(&endpoint.host));
         let stream = UnixStream::connect(path).await.map_err(|error| lost(&error))?;
         return Ok(Box::new(stream));
     }
-    let stream = TcpStream::connect((endpoint.host.as_str(), port)).await;
+    let addresses = match endpoint.host.parse::<IpAddr>() {
+        Ok(address) => vec![SocketAddr::new(address, port)],
+        Err(_) => {
+            let mut found = way.names.addresses(&endpoint.host).await;
+            found.iter_mut().for_each(|address| address.set_port(port));
+            found
+        }
+    };
+    if addresses.is_empty() {
+        return Err(failure(FailureKind::Unreachable, "DNS lookup failed"));
+    }
+    let stream = TcpStream::connect(&addresses[..]).await;
     let mut stream = stream.map_err(|error| lost(&error))?;
     stream.set_nodelay(true).map_err(|error| lost(&error))?;
     let Some((config, name)) = tls.config(&endpoint.host) else { return Ok(Box::new(stream)) };
@@ -59,6 +78,14 @@ pub(super) async fn dial(
         b'N' if !tls.is_required() => Ok(Box::new(stream)),
         b'N' => Err(failure(FailureKind::Denied, "server refused SSL")),
         _ => Err(failure(FailureKind::Denied, "bad sslreq answer")),
+    }
+}
+
+/// A directory as the system wants it: the name of an abstract socket begins with a zero byte.
+fn unix_name(directory: &str) -> String {
+    match directory.strip_prefix('@') {
+        Some(name) => format!("\0{name}"),
+        None => directory.to_owned(),
     }
 }
 

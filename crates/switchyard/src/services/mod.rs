@@ -1,19 +1,22 @@
-//! The services thread: everything slow that the workers must not wait for. It watches clusters:
-//! one task drives a cluster's machine, one more per node asks the node's questions.
+//! The services thread: everything slow that the workers must not wait for. It looks names up and
+//! watches clusters: one task drives a cluster's machine, one more per node asks its questions.
 //!
 //! Not here: what answers mean (`switchyard_core::switchover`) and what pools do about it.
 
 mod dial;
+pub mod names;
 pub mod probe;
 mod promote;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use switchyard_core::ids::Ticket;
+use switchyard_core::ids::{Ticket, WorkerId};
+use switchyard_core::names::Terms;
 
 use switchyard_core::switchover::cluster::{Cluster, Effect, Severity};
 use switchyard_core::switchover::options::Options;
@@ -26,6 +29,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 
 use crate::log::{Level, Log};
+use dial::Way;
+use names::NameService;
 use probe::{ProbeLogin, Request};
 
 /// A cluster to be watched.
@@ -69,11 +74,18 @@ pub trait House: Send + Sync {
     fn remember(&self, database: &str, system: Option<u64>, timeline: Option<u32>);
     /// What an earlier process has remembered.
     fn recall(&self, database: &str) -> (Option<u64>, Option<u32>);
+    /// How long addresses of names hold.
+    fn name_terms(&self) -> Terms;
+    /// The addresses for a connection that a worker opens; none if the lookup has failed.
+    fn resolved(&self, worker: WorkerId, number: u64, addresses: Vec<SocketAddr>);
+    /// A name does not stand for these addresses any more.
+    fn addresses_lost(&self, host: &str, lost: &[SocketAddr]);
 }
 
 struct Context {
     house: Arc<dyn House>,
     log: Arc<Log>,
+    names: Arc<NameService>,
     asked: Mutex<HashMap<CommandId, (String, Ticket)>>,
 }
 
@@ -87,9 +99,17 @@ struct Watched {
 type Start =
     (Arc<Mutex<Cluster>>, ClusterOptions, UnboundedSender<Input>, UnboundedReceiver<Input>);
 
+/// What the thread is asked to begin.
+enum Task {
+    /// Watch a cluster.
+    Watch(Box<Start>),
+    /// Look a name up.
+    LookUp(String),
+}
+
 /// The handle of the services thread.
 pub struct Services {
-    start: UnboundedSender<Start>,
+    tasks: UnboundedSender<Task>,
     clusters: Mutex<BTreeMap<String, Watched>>,
     context: Arc<Context>,
     commands: AtomicU64,
@@ -106,22 +126,40 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Services {
-    /// Starts the thread.
-    pub fn start(house: Arc<dyn House>, log: Arc<Log>) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (start, mut starts) = unbounded_channel::<Start>();
-        let context = Arc::new(Context { house, log, asked: Mutex::default() });
+    /// Starts the thread. `resolv_conf` names the file with the name servers; empty means that the
+    /// system is asked.
+    pub fn start(house: Arc<dyn House>, log: Arc<Log>, resolv_conf: &str) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("cannot start a thread: {error}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(failed)?;
+        let (tasks, mut received) = unbounded_channel::<Task>();
+        let names = Arc::new(NameService::new(resolv_conf, tasks.clone())?);
+        let context = Arc::new(Context { house, log, names, asked: Mutex::default() });
         let shared = Arc::clone(&context);
-        std::thread::Builder::new().name("services".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("services".into());
+        let spawned = thread.spawn(move || {
             let local = LocalSet::new();
             local.block_on(&runtime, async move {
-                while let Some(start) = starts.recv().await {
-                    tokio::task::spawn_local(watch(start, Arc::clone(&context)));
+                while let Some(task) = received.recv().await {
+                    match task {
+                        Task::Watch(start) => {
+                            tokio::task::spawn_local(watch(*start, Arc::clone(&context)));
+                        }
+                        Task::LookUp(host) => {
+                            tokio::task::spawn_local(look_up(host, Arc::clone(&context)));
+                        }
+                    }
                 }
             });
-        })?;
+        });
+        spawned.map_err(failed)?;
         let (clusters, commands) = (Mutex::default(), AtomicU64::new(0));
-        Ok(Services { start, clusters, context: shared, commands })
+        Ok(Services { tasks, clusters, context: shared, commands })
+    }
+
+    /// Names of hosts.
+    pub fn names(&self) -> &NameService {
+        &self.context.names
     }
 
     /// The clusters to watch from now on; those known already keep their state.
@@ -150,7 +188,7 @@ impl Services {
                     let machine = Arc::new(Mutex::new(machine));
                     let (inputs, received) = unbounded_channel();
                     let start = (Arc::clone(&machine), options.clone(), inputs.clone(), received);
-                    let _ = self.start.send(start);
+                    let _ = self.tasks.send(Task::Watch(Box::new(start)));
                     clusters.insert(name, Watched { options, inputs, machine });
                 }
             }
@@ -189,20 +227,29 @@ impl Services {
 /// Nodes that are being asked.
 struct Nodes {
     login: Arc<ProbeLogin>,
+    names: Arc<NameService>,
     inputs: UnboundedSender<Input>,
     senders: HashMap<NodeId, UnboundedSender<Request>>,
 }
 
 impl Nodes {
     fn ask(&mut self, node: NodeId, endpoint: Endpoint, request: Request) {
+        let (login, names) = (&self.login, &self.names);
         let sender = self.senders.entry(node).or_insert_with(|| {
             let (sender, requests) = unbounded_channel();
-            let (login, inputs) = (Arc::clone(&self.login), self.inputs.clone());
-            tokio::task::spawn_local(probe::serve(node, endpoint, login, requests, inputs));
+            let (login, names) = (Arc::clone(login), Arc::clone(names));
+            let way = Way { endpoint, login, names };
+            let inputs = self.inputs.clone();
+            tokio::task::spawn_local(probe::serve(node, way, requests, inputs));
             sender
         });
         // The task ends with its sender only.
         let _ = sender.send(request);
+    }
+
+    fn way(&self, endpoint: Endpoint) -> Way {
+        let (login, names) = (Arc::clone(&self.login), Arc::clone(&self.names));
+        Way { endpoint, login, names }
     }
 
     fn topology(&mut self, node: NodeId, id: TopologyId, sql: String) {
@@ -227,10 +274,17 @@ struct Watch {
     context: Arc<Context>,
 }
 
+/// Looks one name up.
+async fn look_up(host: String, context: Arc<Context>) {
+    let names = Arc::clone(&context.names);
+    names.look_up(host, Arc::clone(&context.house), &context.log).await;
+}
+
 /// Drives one cluster.
 async fn watch((machine, options, inputs, mut received): Start, context: Arc<Context>) {
     let login = Arc::new(options.login.clone());
-    let nodes = Nodes { login, inputs, senders: HashMap::new() };
+    let names = Arc::clone(&context.names);
+    let nodes = Nodes { login, names, inputs, senders: HashMap::new() };
     let database = options.machine.database.clone();
     let mut watch = Watch { database, machine, options, nodes, context };
     loop {
@@ -282,16 +336,16 @@ impl Watch {
             }
             Effect::Kill(node) => self.context.house.cut(database, node),
             Effect::Promote { id, name, endpoint, old, deadline, .. } => {
+                let way = self.nodes.way(endpoint);
                 let order = promote::Order {
                     command: self.options.promote_command.clone(),
                     name,
-                    endpoint,
                     old,
                     deadline,
                 };
-                let (login, inputs) = (Arc::clone(&self.nodes.login), self.nodes.inputs.clone());
+                let inputs = self.nodes.inputs.clone();
                 tokio::task::spawn_local(async move {
-                    let result = promote::run(order, &login).await;
+                    let result = promote::run(order, &way).await;
                     let _ = inputs.send(Input::Promoted(id, result));
                 });
             }
@@ -319,12 +373,13 @@ impl Watch {
 
     fn verify(&self, id: PromotionId, node: NodeId) {
         let view = lock(&self.machine).view().clone();
-        let (login, inputs) = (Arc::clone(&self.nodes.login), self.nodes.inputs.clone());
+        let inputs = self.nodes.inputs.clone();
         let endpoint =
             view.node(node).map(|node| Endpoint { host: node.host.clone(), port: node.port });
+        let way = endpoint.map(|endpoint| self.nodes.way(endpoint));
         tokio::task::spawn_local(async move {
-            let result = match endpoint {
-                Some(endpoint) => promote::verify(&endpoint, &login).await,
+            let result = match way {
+                Some(way) => promote::verify(&way).await,
                 None => Err("the new writer is gone".into()),
             };
             let _ = inputs.send(Input::Verified(id, result));

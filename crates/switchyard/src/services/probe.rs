@@ -1,7 +1,6 @@
 //! The connection on which one node is asked: login, the cheap question (an empty Sync), the full
 //! question, and the topology query. It is kept open, so that its end is noticed at once.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
@@ -9,7 +8,7 @@ use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError,
 use switchyard_core::switchover::probe::{
     Answer, Cheap, Facts, Failure, FailureKind, ProbeId, Question, Status, Stream, TopologyId, Via,
 };
-use switchyard_core::switchover::topology::{self, Endpoint};
+use switchyard_core::switchover::topology;
 use switchyard_core::switchover::view::NodeId;
 use switchyard_wire::tag::{backend, frontend};
 use switchyard_wire::{build, frame, read};
@@ -17,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use super::Input;
-use super::dial::{Socket, dial, failure, lost};
+use super::dial::{Socket, Way, dial, failure, lost};
 use crate::options;
 use crate::tls::setup::ServerSide;
 
@@ -98,8 +97,7 @@ pub(super) struct Connection {
 /// Serves one node until its sender is dropped.
 pub(super) async fn serve(
     node: NodeId,
-    endpoint: Endpoint,
-    login: Arc<ProbeLogin>,
+    way: Way,
     mut requests: UnboundedReceiver<Request>,
     inputs: UnboundedSender<Input>,
 ) {
@@ -125,7 +123,7 @@ pub(super) async fn serve(
                     connection = None;
                 }
                 last = id;
-                let asking = ask(&mut connection, &endpoint, &login, question);
+                let asking = ask(&mut connection, &way, question);
                 let answer = match tokio::time::timeout_at(deadline.into(), asking).await {
                     Ok(Ok(answer)) => answer,
                     Ok(Err(failure)) => {
@@ -171,13 +169,12 @@ async fn run_topology(
 
 async fn ask(
     connection: &mut Option<Connection>,
-    endpoint: &Endpoint,
-    login: &ProbeLogin,
+    way: &Way,
     question: Question,
 ) -> Result<Answer, Failure> {
     let open = match connection {
         Some(open) => open,
-        None => connection.insert(Connection::open(endpoint, login).await?),
+        None => connection.insert(Connection::open(way).await?),
     };
     match question {
         Question::Cheap => {
@@ -189,14 +186,14 @@ async fn ask(
                 Report::Steady | Report::Silent => Ok(Answer::Same),
             }
         }
-        Question::Full => open.facts(login).await.map(Answer::Full),
+        Question::Full => open.facts(&way.login).await.map(Answer::Full),
     }
 }
 
 impl Connection {
     /// Connects and logs in.
-    pub(super) async fn open(endpoint: &Endpoint, login: &ProbeLogin) -> Result<Self, Failure> {
-        let socket = dial(endpoint, &login.tls).await?;
+    pub(super) async fn open(way: &Way) -> Result<Self, Failure> {
+        let socket = dial(way).await?;
         let mut connection = Connection {
             socket,
             input: Vec::new(),
@@ -207,7 +204,7 @@ impl Connection {
             rows: Vec::new(),
             error: None,
         };
-        connection.log_in(login).await?;
+        connection.log_in(&way.login).await?;
         Ok(connection)
     }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use switchyard_core::switchover::topology::Endpoint;
 use tokio::time::timeout;
 
-use super::probe::{Connection, ProbeLogin};
+use super::dial::Way;
+use super::probe::Connection;
 
 /// What is to be done.
 pub(super) struct Order {
@@ -16,8 +17,6 @@ pub(super) struct Order {
     pub(super) command: Option<String>,
     /// The node's name.
     pub(super) name: String,
-    /// Where it listens.
-    pub(super) endpoint: Endpoint,
     /// Name of the writer that goes.
     pub(super) old: String,
     /// When nobody waits any more.
@@ -32,11 +31,11 @@ const LOOK: Duration = Duration::from_millis(5);
 const OUTPUT_MAX: u64 = 500;
 
 /// Promotes.
-pub(super) async fn run(order: Order, login: &ProbeLogin) -> Result<(), String> {
+pub(super) async fn run(order: Order, way: &Way) -> Result<(), String> {
     let Some(command) = &order.command else {
-        return by_sql(&order, login).await;
+        return by_sql(&order, way).await;
     };
-    let words = arguments(command, &order)?;
+    let words = arguments(command, &order, &way.endpoint)?;
     let deadline = order.deadline;
     let (done, end) = tokio::sync::oneshot::channel();
     // A program may take minutes: it has a thread of its own for as long as it lasts.
@@ -47,11 +46,11 @@ pub(super) async fn run(order: Order, login: &ProbeLogin) -> Result<(), String> 
     end.await.unwrap_or_else(|_| Err("the program was lost".into()))
 }
 
-async fn by_sql(order: &Order, login: &ProbeLogin) -> Result<(), String> {
+async fn by_sql(order: &Order, way: &Way) -> Result<(), String> {
     let left = order.deadline.saturating_duration_since(Instant::now());
     let sql = format!("select pg_promote(true, {})", left.as_secs().clamp(1, 3600));
     let asking = async {
-        let mut connection = Connection::open(&order.endpoint, login).await?;
+        let mut connection = Connection::open(way).await?;
         connection.value(&sql).await
     };
     match timeout(left, asking).await {
@@ -63,9 +62,9 @@ async fn by_sql(order: &Order, login: &ProbeLogin) -> Result<(), String> {
 }
 
 /// Opens a transaction that could write, and ends it.
-pub(super) async fn verify(endpoint: &Endpoint, login: &ProbeLogin) -> Result<(), String> {
+pub(super) async fn verify(way: &Way) -> Result<(), String> {
     let asking = async {
-        let mut connection = Connection::open(endpoint, login).await?;
+        let mut connection = Connection::open(way).await?;
         connection.value("begin read write; rollback").await
     };
     match timeout(VERIFY, asking).await {
@@ -76,7 +75,7 @@ pub(super) async fn verify(endpoint: &Endpoint, login: &ProbeLogin) -> Result<()
 }
 
 /// The words of a command: separated by blanks, or quoted; with %h, %p, %n and %o filled in.
-fn arguments(command: &str, order: &Order) -> Result<Vec<String>, String> {
+fn arguments(command: &str, order: &Order, at: &Endpoint) -> Result<Vec<String>, String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut chars = command.chars();
     while let Some(c) = chars.next() {
@@ -88,8 +87,8 @@ fn arguments(command: &str, order: &Order) -> Result<Vec<String>, String> {
             }
             (c, None) if c.is_whitespace() => words.extend(word.take()),
             ('%', _) => word.get_or_insert_default().push_str(&match chars.next() {
-                Some('h') => order.endpoint.host.clone(),
-                Some('p') => order.endpoint.port.to_string(),
+                Some('h') => at.host.clone(),
+                Some('p') => at.port.to_string(),
                 Some('n') => order.name.clone(),
                 Some('o') => order.old.clone(),
                 Some(other) => other.to_string(),
@@ -143,16 +142,12 @@ mod tests {
 
     #[test]
     fn a_command_is_words_with_places_filled_in() {
-        let order = Order {
-            command: None,
-            name: "n2".into(),
-            endpoint: Endpoint { host: "10.0.0.2".into(), port: 5433 },
-            old: "n1".into(),
-            deadline: Instant::now(),
-        };
-        let words = arguments("ctl 'a b' --to=%n:%p -h %h \"%o\" 100%% ''", &order);
+        let order =
+            Order { command: None, name: "n2".into(), old: "n1".into(), deadline: Instant::now() };
+        let at = Endpoint { host: "10.0.0.2".into(), port: 5433 };
+        let words = arguments("ctl 'a b' --to=%n:%p -h %h \"%o\" 100%% ''", &order, &at);
         let wanted = ["ctl", "a b", "--to=n2:5433", "-h", "10.0.0.2", "n1", "100%", ""];
         assert_eq!(words, Ok(wanted.map(str::to_owned).to_vec()));
-        assert!(arguments("  ", &order).is_err());
+        assert!(arguments("  ", &order, &at).is_err());
     }
 }

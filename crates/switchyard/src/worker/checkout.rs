@@ -308,8 +308,9 @@ impl Worker {
         let ours = |slot: &Slot| slot.id == id && Arc::ptr_eq(&slot.pool, pool);
         let found = self.servers.iter().find(|(_, slot)| ours(slot)).map(|(key, _)| key);
         if let Some(key) = found {
-            self.drop_server(key, reason);
+            return self.drop_server(key, reason);
         }
+        self.abort_naming(pool, id, reason);
     }
 
     /// Carries out an order of a pool, or passes it to the worker that has to.

@@ -201,7 +201,7 @@ impl Worker {
     pub(super) fn drop_server(&mut self, slot: Key, reason: &str) {
         let Some(mut server) = self.servers.remove(slot).and_then(|slot| slot.here) else { return };
         self.log_server_end(&server, reason);
-        if matches!(server.stage, ServerStage::Connecting(_) | ServerStage::Securing(_)) {
+        if matches!(server.stage, ServerStage::Connecting(..) | ServerStage::Securing(_)) {
             // It would not know what a good-bye is: only an alert that is due is sent.
             return server.output.say_goodbye(&mut server.stream);
         }
@@ -235,7 +235,7 @@ impl Worker {
         let client = server.client();
         if matches!(
             server.stage,
-            ServerStage::Connecting(_) | ServerStage::Securing(_) | ServerStage::Login(_)
+            ServerStage::Connecting(..) | ServerStage::Securing(_) | ServerStage::Login(_)
         ) {
             return self.open_failed(slot, OpenFailure::connect(reason));
         }

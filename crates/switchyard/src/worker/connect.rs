@@ -1,123 +1,39 @@
-//! New servers: where to, the connection, the login.
+//! New servers: the connection and the login. Where it leads is said in `open`.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use switchyard_core::client::untracked::Kept;
-use switchyard_core::ids::{LaneId, ServerId};
 use switchyard_core::params::Params;
-use switchyard_core::pool::{OpenFailure, Want};
+use switchyard_core::pool::Want;
 use switchyard_core::server::link::Link;
 use switchyard_core::server::login::{ServerLoginError, ServerLoginStep, Welcome};
 use switchyard_core::server::request::HiddenQuery;
-use switchyard_core::switchover::probe::SignalKind;
-use switchyard_core::switchover::view::NodeId;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Ready, Remote, Stream};
 use switchyard_wire::frame;
 
 use crate::log::Level;
 use crate::options;
-use crate::pools::{SharedPool, Welcome as PoolWelcome};
+use crate::pools::Welcome as PoolWelcome;
 use crate::snapshot::Logged;
 use crate::worker::buffer::Pending;
-use crate::worker::message::Message;
+use crate::worker::open::Opening;
 use crate::worker::server::{Server, Stage, Unread, Use};
 use crate::worker::{Slot, Source, Worker};
 
-/// A permit to open a server, on its way to a connection.
-#[derive(Debug)]
-pub struct Opening {
-    /// The pool.
-    pub pool: Arc<SharedPool>,
-    /// The permit.
-    pub id: ServerId,
-    /// The node.
-    pub lane: LaneId,
-    /// Its name, empty for plain entries.
-    pub node: String,
-    /// Host as configured.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-}
-
 impl Worker {
-    /// Opens a server for a permit.
-    pub(super) fn open(&mut self, pool: &Arc<SharedPool>, id: ServerId, lane: LaneId) {
-        let opening = self.target(pool, id, lane);
-        if opening.host.starts_with('/') || opening.host.starts_with('@') {
-            let path = format!("{}/.s.PGSQL.{}", opening.host, opening.port);
-            return self.connect(opening, Remote::Unix(path));
-        }
-        if let Ok(address) = opening.host.parse::<IpAddr>() {
-            let remote = Remote::Tcp(SocketAddr::new(address, opening.port));
-            return self.connect(opening, remote);
-        }
-        let (host, port) = (opening.host.clone(), opening.port);
-        let (shared, worker) = (Arc::clone(&self.shared), self.id);
-        let done = move |found: std::io::Result<Vec<SocketAddr>>| {
-            shared.send(worker, Message::Resolved(Box::new(opening), found))
-        };
-        // A lookup may take seconds: it has a thread of its own for as long as it lasts.
-        std::thread::spawn(move || {
-            done((host.as_str(), port).to_socket_addrs().map(Iterator::collect));
-        });
-    }
-
-    /// Where a permit leads.
-    fn target(&self, pool: &Arc<SharedPool>, id: ServerId, lane: LaneId) -> Opening {
-        let entry = &pool.entry;
-        let definition = entry.definition();
-        let pool = Arc::clone(pool);
-        if definition.topology_query.is_some()
-            && let Some(node) = entry.view().node(NodeId(lane.0))
-        {
-            let (node, host, port) = (node.name.clone(), node.host.clone(), node.port);
-            return Opening { pool, id, lane, node, host, port };
-        }
-        let port = definition.port;
-        let host = match &definition.hosts[..] {
-            [] => self.snapshot.config.settings.unix_socket_dir.clone(),
-            [host] => host.clone(),
-            hosts => hosts[entry.turn() % hosts.len()].clone(),
-        };
-        Opening { pool, id, lane, node: String::new(), host, port }
-    }
-
-    /// Answer of a name lookup.
-    pub(super) fn resolved(&mut self, opening: Opening, found: std::io::Result<Vec<SocketAddr>>) {
-        match found.as_deref() {
-            Ok([_, ..]) => {
-                let addresses = found.unwrap_or_default();
-                let index = opening.pool.entry.turn() % addresses.len();
-                self.connect(opening, Remote::Tcp(addresses[index]));
-            }
-            Ok([]) | Err(_) => {
-                let line = format!("DNS lookup failed: {}: result=0", opening.host);
-                self.shared.log.write(Level::Warning, &line);
-                self.give_up(&opening, "server DNS lookup failed");
-            }
-        }
-    }
-
-    /// A permit came to nothing before there was a connection.
-    fn give_up(&mut self, opening: &Opening, reason: &str) {
-        let (id, now) = (opening.id, self.now);
-        let failure = OpenFailure::connect(reason);
-        self.shared.suspect(&opening.pool, opening.lane, SignalKind::ConnectFailed);
-        let (entry, user) = (&opening.pool.entry.name, &opening.pool.user);
-        let at = format!("{entry}/{user}@{}:{}", opening.host, opening.port);
-        let line = format!("S-0x0: {at} closing because: {reason} (age=0s)");
-        self.shared.note(self.snapshot.log.disconnections, "", line.trim_start());
-        opening.pool.decide(&mut self.orders, |inner| inner.machine.open_failed(now, id, failure));
-    }
-
-    fn connect(&mut self, opening: Opening, remote: Remote) {
+    /// Connects to where a permit leads.
+    pub(super) fn connect(&mut self, mut opening: Opening, mut remote: Remote) {
         let login = options::server_login(&self.snapshot, &opening.pool);
-        let Ok(stream) = Stream::connect(&remote) else {
-            return self.give_up(&opening, "connect failed");
+        let stream = loop {
+            match Stream::connect(&remote) {
+                Ok(stream) => break stream,
+                Err(_) if opening.rest.is_empty() => {
+                    return self.give_up(&opening, "connect failed");
+                }
+                Err(_) => remote = Remote::Tcp(opening.rest.remove(0)),
+            }
         };
         if let Err(failed) = stream.set_options(&self.snapshot.sockets) {
             self.warn_of_step(&stream, &failed);
@@ -131,7 +47,7 @@ impl Worker {
         let slot = self.servers.insert(Slot { pool, id: opening.id, here: None });
         let mut server = Box::new(Server {
             id: opening.id,
-            number: self.shared.number(),
+            number: opening.number,
             pool: opening.pool,
             lane: opening.lane,
             node: opening.node,
@@ -139,7 +55,7 @@ impl Worker {
             slot,
             home: self.id,
             purpose: Want::Writer,
-            stage: Stage::Connecting(Box::new(login)),
+            stage: Stage::Connecting(Box::new(login), opening.rest),
             input: Vec::new(),
             output: Pending::default(),
             unread: Unread::No,
@@ -148,7 +64,7 @@ impl Worker {
             host: opening.host,
             key: Vec::new(),
             pid: 0,
-            started: self.now,
+            started: opening.started,
             started_at: SystemTime::now(),
             asked: self.now,
             heard: self.now,
@@ -173,7 +89,7 @@ impl Worker {
             return;
         }
         if server.stream.peek_socket().connected().is_err() {
-            return self.server_failed(key, "connect failed");
+            return self.try_next_address(key);
         }
         server.local = server.stream.peek_socket().local_addr();
         if self.snapshot.log.connections == Logged::Yes {
@@ -192,7 +108,7 @@ impl Worker {
             return;
         };
         let stage = std::mem::replace(&mut server.stage, Stage::Between);
-        let (Stage::Connecting(mut login) | Stage::Securing(mut login)) = stage else { return };
+        let (Stage::Connecting(mut login, _) | Stage::Securing(mut login)) = stage else { return };
         login.bind(server.stream.tls().and_then(|tls| tls.endpoint()));
         let mut bytes = Vec::new();
         login.start(&mut bytes);

@@ -1,6 +1,5 @@
 //! What other threads ask of a worker.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -14,7 +13,6 @@ use crate::pools::{Order, SharedPool};
 use crate::worker::Worker;
 use crate::worker::cancel::Requester;
 use crate::worker::close::Farewell;
-use crate::worker::connect::Opening;
 use crate::worker::console::gather::Gathering;
 
 /// A message to a worker.
@@ -26,8 +24,10 @@ pub enum Message {
     Order(Arc<SharedPool>, Order),
     /// A server of this worker was taken over by another: its slot is free.
     Vacate(Key),
-    /// Answer of a name lookup.
-    Resolved(Box<Opening>, io::Result<Vec<SocketAddr>>),
+    /// Answer of a name lookup for the connection of this number.
+    Resolved(u64, Vec<SocketAddr>),
+    /// A name does not stand for these addresses any more.
+    AddressesLost(Arc<str>, Arc<[SocketAddr]>),
     /// A cancel request for a client of this worker, from the connection behind the ticket.
     Cancel(Ticket, Requester),
     /// A cancel request of a client of this worker has found its server.
@@ -90,7 +90,8 @@ impl Worker {
             Message::Vacate(slot) => {
                 self.servers.remove(slot);
             }
-            Message::Resolved(opening, found) => self.resolved(*opening, found),
+            Message::Resolved(number, addresses) => self.resolved(number, addresses),
+            Message::AddressesLost(host, lost) => self.addresses_lost(&host, &lost),
             Message::Cancel(target, requester) => self.cancel_client(target, requester),
             Message::CancelTaken(requester, pool) => self.cancel_taken(requester, pool),
             Message::CancelSent(requester) => self.cancel_sent(requester),

@@ -24,6 +24,7 @@ mod fence;
 pub mod hooking;
 mod login;
 pub mod message;
+mod open;
 mod random;
 mod rehome;
 mod relay;
@@ -33,11 +34,12 @@ pub mod server;
 mod session;
 mod timers;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use switchyard_core::batch::Batch;
 use switchyard_core::client::session::Flow;
 use switchyard_core::ids::{ServerId, WorkerId};
@@ -135,6 +137,8 @@ pub struct Worker {
     clients: Table<Box<Client>>,
     servers: Table<Slot>,
     cancels: Table<cancel::Outgoing>,
+    /// Servers to be opened that wait for the address of their host, by number.
+    naming: HashMap<u64, open::Opening, RandomState>,
     listeners: Vec<accept::Listening>,
     consoles: Vec<Key>,
     /// What an end of the process means for clients that would wait.
@@ -206,6 +210,7 @@ impl Worker {
             clients: Table::default(),
             servers: Table::default(),
             cancels: Table::default(),
+            naming: HashMap::default(),
             listeners: listeners.into_iter().map(accept::Listening::new).collect(),
             consoles: Vec::new(),
             phase: Phase::Active,

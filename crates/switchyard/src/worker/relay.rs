@@ -77,7 +77,7 @@ impl Worker {
                     ServerStage::Ready(link, _) => {
                         server.output.is_empty() && link.outstanding().len() < OUTSTANDING_MAX
                     }
-                    ServerStage::Connecting(_)
+                    ServerStage::Connecting(..)
                     | ServerStage::Securing(_)
                     | ServerStage::Login(_)
                     | ServerStage::Between
@@ -252,7 +252,7 @@ impl Worker {
         let Some(server) = self.servers.get_mut(key).and_then(|slot| slot.here.as_mut()) else {
             return;
         };
-        if matches!(server.stage, ServerStage::Connecting(_)) {
+        if matches!(server.stage, ServerStage::Connecting(..)) {
             return self.server_connected(key, event);
         }
         if event.closed {
@@ -340,7 +340,7 @@ impl Worker {
             ServerStage::Login(_) => return self.server_login_bytes(key, data),
             ServerStage::Securing(_) => return self.tls_answer(key, data),
             ServerStage::Asked(_) => return self.lookup_bytes(key, data),
-            ServerStage::Connecting(_) | ServerStage::Between => return 0,
+            ServerStage::Connecting(..) | ServerStage::Between => return 0,
         };
         let client = client_key.and_then(|key| self.clients.get_mut(key));
         let session = client.and_then(|client| match &mut client.stage {

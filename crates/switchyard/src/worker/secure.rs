@@ -134,7 +134,7 @@ impl Worker {
             return false;
         }
         let stage = std::mem::replace(&mut server.stage, ServerStage::Between);
-        let ServerStage::Connecting(login) = stage else {
+        let ServerStage::Connecting(login, _) = stage else {
             server.stage = stage;
             return false;
         };

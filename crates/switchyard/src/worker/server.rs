@@ -20,8 +20,8 @@ use crate::worker::buffer::Pending;
 /// What a server connection is doing.
 #[derive(Debug)]
 pub enum Stage {
-    /// TCP connection under way.
-    Connecting(Box<ServerLogin>),
+    /// TCP connection under way; further addresses of the host.
+    Connecting(Box<ServerLogin>, Vec<SocketAddr>),
     /// Asked for TLS, or in its handshake.
     Securing(Box<ServerLogin>),
     /// On its way from one stage to the next.
@@ -152,7 +152,7 @@ impl Server {
             Stage::Ready(_, Use::Linked(client)) => Some(*client),
             Stage::Asked(asked) => Some(asked.client),
             Stage::Ready(..)
-            | Stage::Connecting(_)
+            | Stage::Connecting(..)
             | Stage::Securing(_)
             | Stage::Login(_)
             | Stage::Between => None,
@@ -164,7 +164,7 @@ impl Server {
     pub fn link(&mut self) -> Option<&mut Link> {
         match &mut self.stage {
             Stage::Ready(link, _) => Some(link),
-            Stage::Connecting(_)
+            Stage::Connecting(..)
             | Stage::Securing(_)
             | Stage::Login(_)
             | Stage::Between

@@ -173,6 +173,7 @@ impl Worker {
     }
 
     fn tick_servers(&mut self) {
+        self.tick_naming();
         let due: Vec<(Key, ServerDue)> = self
             .servers
             .iter()
@@ -193,7 +194,7 @@ impl Worker {
         let late =
             |since: Instant| !limit.is_zero() && self.now.saturating_duration_since(since) > limit;
         match &server.stage {
-            ServerStage::Connecting(_)
+            ServerStage::Connecting(..)
             | ServerStage::Securing(_)
             | ServerStage::Login(_)
             | ServerStage::Between => late(server.started).then_some(ServerDue::Open),

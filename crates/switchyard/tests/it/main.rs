@@ -9,6 +9,7 @@ mod hook_host;
 mod hook_module;
 mod hook_routes;
 mod hooks;
+mod hosts;
 mod login;
 mod planned;
 mod pools;

@@ -216,7 +216,7 @@ fn client_socket(client: &Client) -> Option<&'static str> {
 /// State in SHOW SERVERS.
 fn server_state(server: &Server) -> &'static str {
     match &server.stage {
-        ServerStage::Connecting(_)
+        ServerStage::Connecting(..)
         | ServerStage::Securing(_)
         | ServerStage::Login(_)
         | ServerStage::Between => "new",

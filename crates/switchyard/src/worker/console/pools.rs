@@ -139,6 +139,8 @@ impl Worker {
         let counted: Vec<_> = pools.iter().map(|p| p.lock().machine.counts(now, None)).collect();
         let free: usize = counted.iter().map(|c| c.idle + c.used).sum();
         let used: usize = counted.iter().map(|c| c.busy + c.testing + c.opening).sum();
+        let names = self.shared.services().map(|services| services.names().counts());
+        let (names, lookups) = names.unwrap_or_default();
         [
             ("databases", self.shared.entries().len() + 1),
             ("users", self.user_rows().len()),
@@ -150,9 +152,9 @@ impl Worker {
             ("login_clients", parts.logins),
             ("free_servers", free),
             ("used_servers", used + parts.cancels),
-            ("dns_names", 0),
+            ("dns_names", names),
             ("dns_zones", 0),
-            ("dns_queries", 0),
+            ("dns_queries", lookups),
             ("dns_pending", 0),
         ]
         .map(|(name, count)| vec![text(name), text(count)])

@@ -1,5 +1,6 @@
 //! Tables that one thread can tell.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use switchyard_config::database::Database;
@@ -7,6 +8,7 @@ use switchyard_config::value::Value as _;
 use switchyard_core::console::Show;
 use switchyard_core::console::tables::Row;
 use switchyard_core::lifecycle::Phase;
+use switchyard_core::names::NameRow;
 
 use crate::entries::Admission;
 use crate::worker::Worker;
@@ -50,9 +52,10 @@ impl Worker {
             Show::Stats | Show::StatsTotals | Show::StatsAverages => self.stats_rows(show),
             Show::Totals => self.totals_rows(),
             Show::Parameter(_, value) => vec![vec![text(value)]],
-            // Cancel requests are not passed on to peers, and addresses of names are not kept:
+            Show::DnsHosts => self.name_rows(),
+            // Cancel requests are not passed on to peers, and zones of names are not asked about:
             // there is nothing to show.
-            Show::PeerPools | Show::DnsHosts | Show::DnsZones => Vec::new(),
+            Show::PeerPools | Show::DnsZones => Vec::new(),
             Show::Help
             | Show::Pools
             | Show::Clients
@@ -62,6 +65,15 @@ impl Worker {
             | Show::Lists
             | Show::Mem => Vec::new(),
         }
+    }
+
+    fn name_rows(&self) -> Vec<Row> {
+        let names = self.shared.services().map(|services| services.names().rows());
+        let row = |name: NameRow<SocketAddr>| {
+            let addresses: Vec<_> = name.addresses.iter().map(SocketAddr::to_string).collect();
+            vec![text(&name.host), text(name.left.as_secs()), text(addresses.join(","))]
+        };
+        names.unwrap_or_default().into_iter().map(row).collect()
     }
 
     fn database_rows(&self) -> Vec<Row> {
