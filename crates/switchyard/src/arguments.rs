@@ -9,7 +9,8 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 /// PostgreSQL connection pooler.
 ///
 /// `switchyard check CONFIG_FILE` reports what is wrong with a file, what is ignored in it and what
-/// works better than in PgBouncer, and ends.
+/// works better than in PgBouncer, and ends. `switchyard test-hooks --help` tells how to run the
+/// configured rules and functions without a server.
 #[derive(Debug, Parser)]
 #[command(disable_version_flag = true)]
 pub struct Arguments {

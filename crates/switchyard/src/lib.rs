@@ -28,5 +28,6 @@ pub mod signals;
 pub mod snapshot;
 pub mod statistics;
 pub mod tls;
+pub mod trial;
 pub mod upkeep;
 pub mod worker;

@@ -14,7 +14,7 @@ use switchyard::shared::Shared;
 use switchyard::tls::Setup;
 use switchyard::worker::console::program;
 use switchyard::worker::{Message, Seat, Worker};
-use switchyard::{check, listen, options, process, signals};
+use switchyard::{check, listen, options, process, signals, trial};
 use switchyard_config::Config;
 use switchyard_core::ids::WorkerId;
 
@@ -22,6 +22,13 @@ use switchyard_core::ids::WorkerId;
 const LIBRARIES: [&str; 3] = ["libevent none (epoll)", "adns: getaddrinfo", "tls: rustls"];
 
 fn main() -> ExitCode {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words: Vec<String> = words.collect();
+    if let Some((trial::COMMAND, rest @ [_, ..])) =
+        words.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        return trial::Arguments::read(rest).map_or_else(|code| code, |found| trial::run(&found));
+    }
     let (arguments, task) = match Arguments::read() {
         Ok(found) => found,
         Err(result) => return result,

@@ -8,6 +8,7 @@ mod hook_contract;
 mod hook_host;
 mod hook_module;
 mod hook_routes;
+mod hook_trial;
 mod hooks;
 mod hosts;
 mod login;
