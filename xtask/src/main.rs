@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod fuzz;
 mod packages;
+mod sim;
 mod switchover;
 mod test;
 mod tidy;
@@ -34,6 +35,22 @@ enum Task {
     Test,
     /// Checks conventions.
     Tidy,
+    /// Runs the core with made-up clients and servers, from seeds; a failure prints its seed and
+    /// what has happened.
+    Sim {
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many worlds of each kind.
+        #[arg(long, default_value_t = 1)]
+        runs: u64,
+        /// Only this kind of world: crowd or cluster.
+        #[arg(long)]
+        kind: Option<String>,
+        /// Shows what happens in every world.
+        #[arg(long)]
+        trace: bool,
+    },
     /// Feeds every parser with made-up bytes; needs cargo-fuzz and a nightly compiler.
     Fuzz {
         /// Seconds of each target.
@@ -68,6 +85,9 @@ fn main() -> ExitCode {
         Task::Demo { keep } => demo::run(&root(), keep),
         Task::Test => test::run(&root()),
         Task::Tidy => tidy::run(&root()),
+        Task::Sim { seed, runs, kind, trace } => {
+            sim::run(&root(), &sim::Plan { seed, runs, kind, trace })
+        }
         Task::Fuzz { seconds } => fuzz::run(&root(), seconds),
         Task::Bench { scenarios, pooler, seconds, rounds } => {
             bench::run(&root(), &bench::Plan { scenarios, poolers: pooler, seconds, rounds })

@@ -394,18 +394,7 @@ impl Shared {
 
     /// Sends an order to the worker that has to act.
     pub fn dispatch(&self, pool: Arc<SharedPool>, order: Order) {
-        let worker = match &order {
-            Order::Open(_, _, worker) | Order::Check(_, worker) | Order::Abort(_, worker, _) => {
-                *worker
-            }
-            Order::Give(_, ticket)
-            | Order::Fail(ticket, _)
-            | Order::Welcome(ticket)
-            | Order::Reserve(ticket) => ticket.worker,
-            Order::Close(server, _) => server.home,
-            // Any worker can.
-            Order::Evict => WorkerId(0),
-        };
+        let worker = order.worker(|server| server.home).unwrap_or(WorkerId(0));
         self.send(worker, Message::Order(pool, order));
     }
 }

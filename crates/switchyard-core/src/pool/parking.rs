@@ -52,6 +52,24 @@ pub enum Errand<S> {
     Evict,
 }
 
+impl<S> Errand<S> {
+    /// The worker that has to act; `home` answers where a connection lives. Nobody in particular
+    /// has to make room.
+    pub fn worker(&self, home: impl Fn(&S) -> WorkerId) -> Option<WorkerId> {
+        match self {
+            Errand::Open(_, _, worker) | Errand::Check(_, worker) | Errand::Abort(_, worker, _) => {
+                Some(*worker)
+            }
+            Errand::Give(_, ticket)
+            | Errand::Fail(ticket, _)
+            | Errand::Welcome(ticket)
+            | Errand::Reserve(ticket) => Some(ticket.worker),
+            Errand::Close(server, _) => Some(home(server)),
+            Errand::Evict => None,
+        }
+    }
+}
+
 impl<S> Default for Parking<S> {
     fn default() -> Self {
         Parking { parked: HashMap::default() }

@@ -451,6 +451,12 @@ impl Link {
         self.partial.left > 0
     }
 
+    /// Whether the client has seen a part of a message only: anything else that it is told would be
+    /// taken for the rest.
+    pub fn shows_part(&self) -> bool {
+        self.partial.left > 0 && self.partial.show == Show::Yes
+    }
+
     /// Whether the server is known not to take a tracked parameter of a client.
     pub fn refuses(&self, index: usize) -> bool {
         self.refused.contains(&index)

@@ -92,7 +92,9 @@ impl Worker {
             self.log_client(key, Level::Log, &text);
         }
         self.leave_queues(key);
+        let mut farewell = farewell;
         if let Some(slot) = self.clients.get(key).and_then(|client| client.server()) {
+            farewell = self.unless_torn(slot, farewell);
             self.abandon(slot, key);
         }
         self.let_all_go(key);
@@ -109,6 +111,16 @@ impl Worker {
         } else {
             self.watch_client(key, Watch::Both);
         }
+    }
+
+    /// The last word to the client of a server: none if it has seen a part of a message only.
+    pub(super) fn unless_torn(&self, slot: Key, farewell: Farewell) -> Farewell {
+        let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
+        let torn = server.is_some_and(|server| match &server.stage {
+            ServerStage::Ready(link, _) => link.shows_part(),
+            _ => false,
+        });
+        if torn { Farewell::Silent } else { farewell }
     }
 
     fn leave_queues(&mut self, key: Key) {
@@ -240,12 +252,13 @@ impl Worker {
             return self.open_failed(slot, OpenFailure::connect(reason));
         }
         let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
+        let farewell = self.unless_torn(slot, Farewell::fatal());
         self.drop_server(slot, reason);
         if let Some(client) = client {
             if pool.entry.is_cluster() {
                 pool.entry.meters.befell(now, Blow::Disconnect);
             }
-            self.close_client(client, reason, Farewell::fatal());
+            self.close_client(client, reason, farewell);
         }
         pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
     }

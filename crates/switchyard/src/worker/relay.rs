@@ -246,7 +246,8 @@ impl Worker {
 impl Worker {
     pub(super) fn server_ready(&mut self, key: Key, event: Ready) {
         let Some(slot) = self.servers.get_mut(key) else { return };
-        if slot.here.is_none() && !self.claim_parked(key) {
+        let claimed = slot.here.is_none();
+        if claimed && !self.claim_parked(key) {
             return;
         }
         let Some(server) = self.servers.get_mut(key).and_then(|slot| slot.here.as_mut()) else {
@@ -267,6 +268,8 @@ impl Worker {
         }
         if event.readable {
             self.read_server(key);
+        } else if claimed {
+            self.give_back(key);
         }
     }
 

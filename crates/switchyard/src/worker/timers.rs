@@ -156,8 +156,9 @@ impl Worker {
 
     /// Ends a client together with its server, the server first.
     pub(super) fn close_both(&mut self, key: Key, slot: Key, reason: &str) {
+        let farewell = self.unless_torn(slot, Farewell::fatal());
         self.close_server(slot, reason);
-        self.close_client(key, reason, Farewell::fatal());
+        self.close_client(key, reason, farewell);
     }
 
     fn queue_notice(&mut self, key: Key) {

@@ -2,7 +2,7 @@
 
 use switchyard_wire::frame;
 
-use super::{Group, Link, LinkedClient, Show, Signal, Talk, WHOLE_MAX};
+use super::{Group, Link, LinkedClient, Signal, Talk, WHOLE_MAX};
 use crate::client::lost::{self, Owed};
 use crate::client::session::Loyalty;
 use crate::server::request::{self, Request, Turn};
@@ -25,7 +25,7 @@ impl Link {
     /// The connection has ended: what the client has to be told, or `None` if it has seen a part
     /// of a message and cannot be told anything.
     pub fn lose(&mut self, client: LinkedClient<'_>) -> Option<Owed> {
-        if self.partial.left > 0 && self.partial.show == Show::Yes {
+        if self.shows_part() {
             return None;
         }
         let (mut answers, mut group) = (0, lost::Group::Ended);

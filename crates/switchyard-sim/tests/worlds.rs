@@ -1,0 +1,32 @@
+//! Some hundred worlds are well, and so are those that were not.
+
+#![allow(clippy::panic)]
+
+use switchyard_sim::{Kind, Trace, run};
+
+fn check(kind: Kind, seeds: impl Iterator<Item = u64>) {
+    for seed in seeds {
+        if let Err(text) = run(kind, seed, None) {
+            let trace = Trace::default();
+            let _ = run(kind, seed, Some(&trace));
+            let lines = trace.lines();
+            let last = lines[lines.len().saturating_sub(100)..].join("\n");
+            panic!("{last}\n{kind:?} {seed}: {text}");
+        }
+    }
+}
+
+#[test]
+fn crowds_are_served() {
+    check(Kind::Crowd, 1..=100);
+}
+
+/// Worlds in which something was wrong once.
+#[test]
+fn crowds_that_found_something() {
+    let seeds = [
+        // A client that had seen a part of a row was told a FATAL as the rest of it.
+        150,
+    ];
+    check(Kind::Crowd, seeds.into_iter());
+}
