@@ -30,6 +30,33 @@ impl Config {
             login_user: self.users.get(login_user),
         }
     }
+
+    /// max_user_client_connections of a login user, wherever it goes; 0 means no limit.
+    pub fn max_user_client_connections(&self, user: &str) -> usize {
+        let own = self.users.get(user).and_then(|user| user.max_user_client_connections);
+        limit(own, self.settings.max_user_client_connections)
+    }
+
+    /// The shortest time after which a session of anybody may be ended without waiting for a
+    /// server; `None` if no session is.
+    pub fn shortest_session_timeout(&self) -> Option<Duration> {
+        let global = &self.settings;
+        let global = [
+            global.client_idle_timeout,
+            global.query_timeout,
+            global.idle_transaction_timeout,
+            global.transaction_timeout,
+        ];
+        let own = self.users.values().flat_map(|user| {
+            [
+                user.client_idle_timeout,
+                user.query_timeout,
+                user.idle_transaction_timeout,
+                user.transaction_timeout,
+            ]
+        });
+        global.into_iter().chain(own.flatten()).filter(|limit| !limit.is_zero()).min()
+    }
 }
 
 fn size(number: i64) -> usize {
@@ -89,12 +116,6 @@ impl Overrides<'_> {
 
 /// Of the login user first.
 impl Overrides<'_> {
-    /// max_user_client_connections; 0 means no limit.
-    pub fn max_user_client_connections(&self) -> usize {
-        let own = self.login_user.and_then(|user| user.max_user_client_connections);
-        limit(own, self.settings.max_user_client_connections)
-    }
-
     /// client_idle_timeout; zero means none.
     pub fn client_idle_timeout(&self) -> Duration {
         let own = self.login_user.and_then(|user| user.client_idle_timeout);
@@ -178,7 +199,7 @@ mod tests {
             o.max_db_connections(),
             o.max_db_client_connections(),
             o.max_user_connections(),
-            o.max_user_client_connections(),
+            config.max_user_client_connections(user),
             o.auth_user(),
             o.auth_query(),
             o.auth_dbname(),
@@ -233,5 +254,21 @@ mod tests {
         let zero = "Session 1 2 3 4 | 5 6 7 8 Some(\"gu\") gq None | 9 10 40 | 41 0 43";
         assert_eq!(check(&config, "nobody", "zero"), zero);
         assert_eq!(check(&config, "z", "plain"), zero);
+    }
+
+    #[test]
+    fn the_shortest_time_of_a_session_is_anybody_s() {
+        let shortest = |text: &str| {
+            let config = config(&format!("[databases]\na =\n{text}"));
+            config.shortest_session_timeout().map(|limit| limit.as_secs_f64())
+        };
+        assert_eq!(shortest("[pgbouncer]\nquery_wait_timeout=1\n"), None);
+        assert_eq!(shortest("[users]\nu = query_timeout=0\n[pgbouncer]\n"), None);
+        assert_eq!(shortest("[pgbouncer]\nclient_idle_timeout=7\n"), Some(7.0));
+        assert_eq!(
+            shortest("[users]\nu = transaction_timeout=3\n[pgbouncer]\nquery_timeout=4\n"),
+            Some(3.0)
+        );
+        assert_eq!(shortest("[pgbouncer]\nidle_transaction_timeout=0.5\n"), Some(0.5));
     }
 }

@@ -266,7 +266,7 @@ settings! {
     max_user_client_connections: i64, Some("0"), Some("0"), Run, Active;
     max_user_connections: i64, Some("0"), Some("0"), Run, Active;
     min_pool_size: i64, Some("0"), Some("0"), Run, Active;
-    pause_stops_query_wait: bool, Some("0"), Some("0"), Run, Inert;
+    pause_stops_query_wait: bool, Some("0"), Some("0"), Run, Active;
     peer_id: i64, Some("0"), Some("0"), Run, Inert;
     pidfile: String, Some(""), Some(""), Start, Active;
     pkt_buf: i64, Some("4096"), Some("4096"), Start, Active;

@@ -14,3 +14,4 @@ pub mod prepared;
 pub mod rules;
 pub mod server;
 pub mod switchover;
+pub mod wheel;

@@ -64,6 +64,7 @@ pub fn snapshot(config: Config, access: Access, tls: Arc<Setup>, mock_key: [u8; 
     };
     Snapshot {
         access,
+        shortest: config.shortest_session_timeout(),
         tracked: Arc::new(Tracked::new(&settings.track_extra_parameters.list)),
         auth,
         log: rules,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use switchyard_config::{Config, Database, Overrides, PoolMode, User};
+use switchyard_config::{Config, Database, Overrides, PoolMode};
 use switchyard_core::params::Tracked;
 use switchyard_io::SocketOptions;
 
@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub config: Config,
     /// Who may log in, and how.
     pub access: Access,
+    /// The shortest time after which a session may be ended.
+    pub shortest: Option<Duration>,
     /// Names of tracked parameters.
     pub tracked: Arc<Tracked>,
     /// auth_type.
@@ -88,16 +90,5 @@ impl Snapshot {
     /// Values in force for a login user on an entry, or for a pool of it.
     pub fn overrides<'a>(&'a self, database: &'a Database, user: &str) -> Overrides<'a> {
         self.config.overrides(database, user)
-    }
-
-    /// Settings of a user, if it has any.
-    pub fn user(&self, name: &str) -> Option<&User> {
-        self.config.users.get(name)
-    }
-
-    /// How long the queries of a login user on a database wait; `None` means for ever.
-    pub fn query_wait_timeout(&self, database: &Database, user: &str) -> Option<Duration> {
-        let timeout = self.overrides(database, user).query_wait_timeout();
-        (!timeout.is_zero()).then_some(timeout)
     }
 }

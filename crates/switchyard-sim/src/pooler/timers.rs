@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use switchyard_core::client::patience::{self, Due, Notice, Wait, WaitLimits, Work, WorkLimits};
+use switchyard_core::client::patience::{Due, Look, Notice, Wait, WaitLimits, Work, WorkLimits};
 use switchyard_core::pool::OpenFailure;
 use switchyard_wire::build::{self, Report};
 
@@ -54,21 +54,20 @@ impl Pooler {
 
     fn due(&self, env: &Env, w: usize, client: &Client) -> Option<Due> {
         let wait = self.settings.query_wait_timeout;
+        let mut look = Look::at(env.now);
         match &client.stage {
             Stage::AwaitingWelcome(_) => {
                 let (query, notice) = (None, Notice::Given);
                 let waits = Wait { query, since: client.waiting_since, notice };
                 let limits = WaitLimits { wait, query: Duration::ZERO, notice: Duration::ZERO };
-                waits.due(env.now, limits)
+                waits.look(&mut look, limits);
             }
-            Stage::Session(_, Activity::Idle) => {
-                patience::idle(env.now, client.active, Duration::ZERO)
-            }
+            Stage::Session(_, Activity::Idle) => {}
             Stage::Session(_, Activity::Waiting) => {
                 let (query, notice) = (client.query_since, client.notice);
                 let waits = Wait { query, since: client.waiting_since, notice };
                 let notice = self.settings.query_wait_notify;
-                waits.due(env.now, WaitLimits { wait, query: Duration::ZERO, notice })
+                waits.look(&mut look, WaitLimits { wait, query: Duration::ZERO, notice });
             }
             Stage::Session(_, Activity::Linked(slot)) => {
                 let server = self.workers[w].servers.get(slot)?.here.as_ref()?;
@@ -77,9 +76,10 @@ impl Pooler {
                 let work = Work { query, transaction, heard: server.heard };
                 let none = Duration::ZERO;
                 let limits = WorkLimits { query: QUERY_TIMEOUT, idle: none, transaction: none };
-                work.due(env.now, link, limits)
+                work.look(&mut look, link, limits);
             }
         }
+        look.due
     }
 
     fn server_due(&self, env: &Env, server: &Server) -> Option<ServerDue> {

@@ -130,7 +130,8 @@ impl Worker {
         let token = Source::Client(key).token();
         let Some(client) = self.clients.get_mut(key) else { return };
         if self.poller.register(client.stream.socket(), token, Watch::Input).is_err() {
-            self.forget_client(key);
+            return self.forget_client(key);
         }
+        self.look_later(key);
     }
 }

@@ -39,7 +39,8 @@ pub(super) struct Outgoing {
     slot: Key,
     /// The client whose query it is for.
     client: Key,
-    requester: Requester,
+    /// `None` if it is our own wish.
+    requester: Option<Requester>,
     /// Number shown to operators.
     number: u64,
     started: Instant,
@@ -96,9 +97,15 @@ impl Outgoing {
         self.slot
     }
 
-    /// Number shown to operators, and that of its client.
-    pub(super) fn numbers(&self) -> (u64, u64) {
-        (self.number, self.requester.number)
+    /// Number shown to operators.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Number of the client that it is linked to.
+    pub(super) fn linked(&self) -> Option<u64> {
+        let sent = self.requester.filter(|_| self.progress == Progress::Sent);
+        sent.map(|requester| requester.number)
     }
 
     /// Address of this end, if it has one.
@@ -135,7 +142,7 @@ impl Worker {
     pub(super) fn cancel_request(&mut self, key: Key, cancel_key: &[u8]) {
         let ticket = self.ticket(key);
         let Some(client) = self.clients.get_mut(key) else { return };
-        client.stage = Stage::Cancel;
+        client.stage = Stage::Cancel(None);
         let requester = Requester { ticket, number: client.number };
         let target = match cancel_key::read(cancel_key, &self.snapshot.mock_key) {
             Received::Key(short) => self.shared.key_owner(&short),
@@ -179,14 +186,33 @@ impl Worker {
             self.send(requester.worker, taken);
         }
         let (connection, progress, started) = (None, Progress::Waiting, self.now);
-        let (number, client, requester) = (self.shared.number(), client_key, from);
+        let (number, client, requester) = (self.shared.number(), client_key, Some(from));
         let outgoing = Outgoing { connection, progress, slot, client, requester, number, started };
         let key = self.cancels.insert(outgoing);
         self.open_cancel(key);
     }
 
+    /// What runs on a server is to end, because the server is about to be closed: closing alone
+    /// would let it go on. Without room for one more connection it does.
+    pub(super) fn cancel_running(&mut self, client: Key, slot: Key) {
+        let (connection, progress, started) = (None, Progress::Waiting, self.now);
+        let (number, requester) = (self.shared.number(), None);
+        let outgoing = Outgoing { connection, progress, slot, client, requester, number, started };
+        if !self.still_runs(&outgoing) {
+            return;
+        }
+        let key = self.cancels.insert(outgoing);
+        self.open_cancel(key);
+        if self.cancels.get(key).is_some_and(|one| one.progress == Progress::Waiting) {
+            self.cancels.remove(key);
+        }
+    }
+
     /// Whether the query that a request is for still runs.
     fn still_runs(&self, outgoing: &Outgoing) -> bool {
+        if outgoing.connection.is_some() && outgoing.requester.is_none() {
+            return true;
+        }
         let linked = self.clients.get(outgoing.client).and_then(|client| client.server());
         let server = self.servers.get(outgoing.slot).and_then(|slot| slot.here.as_ref());
         linked == Some(outgoing.slot)
@@ -281,23 +307,27 @@ impl Worker {
         let server = self.servers.get_mut(outgoing.slot).and_then(|slot| slot.here.as_mut());
         if let Some(server) = server.filter(|_| progress == Progress::Sent) {
             server.cancels += 1;
-            let requester = outgoing.requester.ticket;
-            self.send(requester.worker, Message::CancelSent(requester));
+            if let Some(Requester { ticket, .. }) = outgoing.requester {
+                self.send(ticket.worker, Message::CancelSent(ticket, outgoing.number));
+            }
         }
     }
 
     /// A request of a client of this worker has found its server, and waits for a connection.
     pub(super) fn cancel_taken(&mut self, requester: Ticket, pool: Arc<SharedPool>) {
         let client = self.clients.get_mut(Key::from_bits(requester.client));
-        if let Some(client) = client.filter(|client| matches!(client.stage, Stage::Cancel)) {
+        if let Some(client) = client.filter(|client| matches!(client.stage, Stage::Cancel(_))) {
             client.place = Some(Place { pool, want: Want::Writer });
             client.waiting_since = Some(self.now);
         }
     }
 
     /// It is with its server.
-    pub(super) fn cancel_sent(&mut self, requester: Ticket) {
-        if let Some(client) = self.clients.get_mut(Key::from_bits(requester.client)) {
+    pub(super) fn cancel_sent(&mut self, requester: Ticket, number: u64) {
+        if let Some(client) = self.clients.get_mut(Key::from_bits(requester.client))
+            && let Stage::Cancel(carrier) = &mut client.stage
+        {
+            *carrier = Some(number);
             client.waiting_since = None;
         }
     }
@@ -389,7 +419,6 @@ impl Worker {
     fn cancel_ended(&mut self, key: Key, reason: &'static str) {
         let Some(outgoing) = self.cancels.remove(key) else { return };
         let Outgoing { connection, progress, slot, requester, .. } = outgoing;
-        let requester = requester.ticket;
         if let Some(connection) = connection {
             if self.snapshot.log.disconnections == Logged::Yes {
                 let age = self.now.saturating_duration_since(connection.opened).as_secs();
@@ -400,7 +429,9 @@ impl Worker {
             drop(connection);
             self.shared.broadcast(|| Message::CancelRoom(Arc::clone(&pool)));
         }
-        self.send(requester.worker, Message::CancelDone(requester, reason));
+        if let Some(Requester { ticket, .. }) = requester {
+            self.send(ticket.worker, Message::CancelDone(ticket, reason));
+        }
         let server = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut());
         let Some(server) = server.filter(|_| progress == Progress::Sent) else { return };
         server.cancels -= 1;
@@ -431,8 +462,11 @@ impl Worker {
         if self.cancels.is_empty() {
             return;
         }
-        let unsent =
-            |outgoing: &Outgoing| outgoing.slot == slot && outgoing.progress != Progress::Sent;
+        let unsent = |outgoing: &Outgoing| {
+            outgoing.slot == slot
+                && outgoing.progress != Progress::Sent
+                && outgoing.requester.is_some()
+        };
         let late = self.cancels.iter().filter(|(_, outgoing)| unsent(outgoing));
         let late: Vec<Key> = late.map(|(key, _)| key).collect();
         late.into_iter().for_each(|key| self.cancel_ended(key, NOW_IDLE));
@@ -441,7 +475,8 @@ impl Worker {
     /// A canceller has left. What was sent already is waited for all the same.
     pub(super) fn canceller_gone(&mut self, requester: Ticket) {
         let gone = |outgoing: &Outgoing| {
-            outgoing.requester.ticket == requester && outgoing.progress != Progress::Sent
+            outgoing.requester.is_some_and(|by| by.ticket == requester)
+                && outgoing.progress != Progress::Sent
         };
         let gone: Vec<Key> =
             self.cancels.iter().filter(|(_, o)| gone(o)).map(|(key, _)| key).collect();

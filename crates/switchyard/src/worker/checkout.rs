@@ -79,6 +79,7 @@ impl Worker {
                     client.notice = Notice::Due;
                     client.query_since.get_or_insert(now);
                 }
+                self.attend(key);
                 Outcome::Waiting
             }
         }
@@ -96,7 +97,7 @@ impl Worker {
         });
         let slot = self.take_over(server);
         if !wanted {
-            self.checkin(slot);
+            return self.checkin(slot);
         }
         if asks {
             return self.put_lookup(key, slot);

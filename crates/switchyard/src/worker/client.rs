@@ -15,6 +15,7 @@ use switchyard_core::client::startup::StartupRequest;
 use switchyard_core::client::untracked::Kept;
 use switchyard_core::pool::Want;
 use switchyard_core::server::duty::Bond;
+use switchyard_core::wheel::Tick;
 use switchyard_io::{Key, Peer, Stream};
 
 use crate::entries::Entry;
@@ -40,8 +41,9 @@ pub enum Stage {
     Session(Box<Session>, Activity),
     /// On the console.
     Console(Box<ConsoleClient>),
-    /// A cancel request that is being forwarded.
-    Cancel,
+    /// A cancel request that is being forwarded; the number of the connection that has carried it
+    /// to its server.
+    Cancel(Option<u64>),
     /// Its last bytes are being sent.
     Leaving,
 }
@@ -205,6 +207,19 @@ pub struct Client {
     pub active: Instant,
     /// What the queue notice has to say.
     pub notice: Notice,
+    /// How often it is looked at.
+    pub attention: Attention,
+    /// When it is looked at next, if it is to be.
+    pub look: Option<Tick>,
+}
+
+/// How often a client is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// When something may be due.
+    Rare,
+    /// In every tick, because it waits.
+    EveryTick,
 }
 
 impl Client {
@@ -233,6 +248,8 @@ impl Client {
             waiting_since: None,
             active: now,
             notice: Notice::Due,
+            attention: Attention::Rare,
+            look: None,
         }
     }
 
@@ -247,6 +264,17 @@ impl Client {
             },
             _ => None,
         }
+    }
+
+    /// Whether it waits for something that ends by time.
+    pub fn is_attended(&self) -> bool {
+        let waits = match &self.stage {
+            Stage::Session(_, activity) => *activity == Activity::Waiting,
+            Stage::AwaitingWelcome(_) => true,
+            Stage::Login(state) => state.lookup == Lookup::Waiting,
+            Stage::Start | Stage::Console(_) | Stage::Cancel(_) | Stage::Leaving => false,
+        };
+        waits || self.doubt.is_some()
     }
 
     /// What ties it to its server, or away from it.

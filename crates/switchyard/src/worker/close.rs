@@ -66,7 +66,7 @@ impl Worker {
 
     /// A client's connection ended by itself.
     pub(super) fn client_gone(&mut self, key: Key) {
-        if self.clients.get(key).is_some_and(|client| matches!(client.stage, Stage::Cancel)) {
+        if self.clients.get(key).is_some_and(|client| matches!(client.stage, Stage::Cancel(_))) {
             let requester = self.ticket(key);
             self.shared.broadcast(|| Message::CancelGone(requester));
         }
@@ -130,7 +130,7 @@ impl Worker {
             Stage::Session(_, activity) => *activity == Activity::Waiting,
             Stage::AwaitingWelcome(_) => true,
             Stage::Login(state) => state.lookup == Lookup::Waiting,
-            Stage::Start | Stage::Console(_) | Stage::Cancel | Stage::Leaving => false,
+            Stage::Start | Stage::Console(_) | Stage::Cancel(_) | Stage::Leaving => false,
         };
         if let (true, Some(place)) = (queued, &client.place) {
             let pool = Arc::clone(&place.pool);

@@ -40,6 +40,7 @@ impl Worker {
                 let doubt = Doubt::new(now, refused, lane, &place.pool.entry.view());
                 client.doubt = Some(Box::new(doubt));
                 self.todo.push_back(Todo::Doubt(key));
+                self.attend(key);
                 true
             }
         }

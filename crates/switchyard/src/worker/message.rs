@@ -32,8 +32,8 @@ pub enum Message {
     Cancel(Ticket, Requester),
     /// A cancel request of a client of this worker has found its server.
     CancelTaken(Ticket, Arc<SharedPool>),
-    /// It is with that server.
-    CancelSent(Ticket),
+    /// It is with that server, carried by the connection of this number.
+    CancelSent(Ticket, u64),
     /// A cancel request of a client of this worker has ended; the reason in the log.
     CancelDone(Ticket, &'static str),
     /// The connection behind a cancel request is gone.
@@ -94,7 +94,7 @@ impl Worker {
             Message::AddressesLost(host, lost) => self.addresses_lost(&host, &lost),
             Message::Cancel(target, requester) => self.cancel_client(target, requester),
             Message::CancelTaken(requester, pool) => self.cancel_taken(requester, pool),
-            Message::CancelSent(requester) => self.cancel_sent(requester),
+            Message::CancelSent(requester, number) => self.cancel_sent(requester, number),
             Message::CancelGone(requester) => self.canceller_gone(requester),
             Message::CancelRoom(pool) => self.go_on_canceling(&pool),
             Message::CancelDone(requester, reason) => {
@@ -113,6 +113,7 @@ impl Worker {
                 self.take_hooks();
                 self.tune_listeners();
                 self.rules = self.shared.rules();
+                self.look_at_all_later();
             }
             Message::Hook(host, notice) => self.hook_notice(&host, notice),
             Message::Gather(gathering) => self.gather(&gathering),

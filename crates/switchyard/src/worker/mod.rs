@@ -6,7 +6,7 @@
 //!
 //! Where to look: `accept` and `login` until a client is welcome, `relay` for its traffic,
 //! `checkout` for servers changing hands, `connect` for new servers, `close` for ends, `console`
-//! for the console, `timers` for what is due.
+//! for the console, `timers` and `due` for time limits.
 
 mod accept;
 pub mod buffer;
@@ -20,6 +20,7 @@ mod clusters;
 pub mod connect;
 pub mod console;
 pub mod doubt;
+mod due;
 mod fence;
 pub mod hooking;
 mod login;
@@ -44,6 +45,7 @@ use switchyard_core::batch::Batch;
 use switchyard_core::client::session::Flow;
 use switchyard_core::ids::{ServerId, WorkerId};
 use switchyard_core::lifecycle::Phase;
+use switchyard_core::wheel::Wheel;
 use switchyard_io::poller::{RemoteRegistry, WAKE, Watch};
 use switchyard_io::{Inbox, Key, Listener, Poller, Ready, Table};
 
@@ -157,6 +159,10 @@ pub struct Worker {
     shaking: VecDeque<Source>,
     hooks: Booths,
     rules: Option<Arc<NativeRules>>,
+    /// When to look at which clients.
+    wheel: Wheel<Key>,
+    /// Those that are looked at in every tick.
+    attended: Vec<Key>,
     now: Instant,
     next_tick: Instant,
 }
@@ -227,6 +233,8 @@ impl Worker {
             shaking: VecDeque::new(),
             hooks: Booths::default(),
             rules: None,
+            wheel: Wheel::new(now, TICK / 4),
+            attended: Vec::new(),
             now,
             next_tick: now + TICK,
         }

@@ -35,7 +35,7 @@ impl Worker {
             Stage::Console(console) => console.is_waiting(),
             Stage::Login(state) => state.dialogue.is_none(),
             Stage::AwaitingWelcome(_) => true,
-            Stage::Start | Stage::Cancel | Stage::Leaving => false,
+            Stage::Start | Stage::Cancel(_) | Stage::Leaving => false,
         };
         if event.closed && waits {
             return self.close_client(key, "client unexpected eof", Farewell::Silent);
@@ -60,7 +60,7 @@ impl Worker {
             return false;
         }
         match &client.stage {
-            Stage::Start | Stage::Cancel => true,
+            Stage::Start | Stage::Cancel(_) => true,
             Stage::Login(state) => state.dialogue.is_some(),
             Stage::Console(console) => !console.is_waiting(),
             Stage::AwaitingWelcome(_) | Stage::Leaving => false,
@@ -170,7 +170,7 @@ impl Worker {
             Stage::Start => self.start_bytes(key, data),
             Stage::Login(_) => self.login_bytes(key, data),
             Stage::Console(_) => self.console_bytes(key, data),
-            Stage::Cancel | Stage::Leaving => data.len(),
+            Stage::Cancel(_) | Stage::Leaving => data.len(),
             Stage::AwaitingWelcome(_) => 0,
         }
     }

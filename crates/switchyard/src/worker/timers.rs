@@ -1,19 +1,20 @@
 //! What is due: timeouts of clients and servers, and the pools' own maintenance.
 //!
-//! A worker looks four times a second at its own connections; the first worker looks after the
-//! pools and the statistics as well.
+//! Four times a second a worker looks at its servers and at those clients that wait, and at others
+//! when something may be due for them (`due`): a client without a time limit is never looked at.
+//! The first worker looks after the pools and the statistics as well.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use switchyard_config::PoolMode;
-use switchyard_core::client::patience::{self, Due, Notice, Wait, WaitLimits, Work, WorkLimits};
+use switchyard_core::client::patience::{Due, Notice};
 use switchyard_core::pool::OpenFailure;
 use switchyard_io::Key;
 use switchyard_wire::build::{self, Report};
 
 use crate::meters::Blow;
 use crate::worker::Worker;
-use crate::worker::client::{Activity, Client, Place, Stage};
+use crate::worker::client::{Attention, Client};
 use crate::worker::close::Farewell;
 use crate::worker::server::{Server, Stage as ServerStage, Use};
 
@@ -46,30 +47,77 @@ impl Worker {
     }
 
     fn tick_clients(&mut self) {
-        let doubtful = self.clients.iter().filter(|(_, client)| client.doubt.is_some());
-        for key in doubtful.map(|(key, _)| key).collect::<Vec<_>>() {
-            self.look_at_doubt(key);
-        }
-        let due: Vec<(Key, Due)> = self
-            .clients
-            .iter()
-            .filter_map(|(key, client)| Some((key, self.due(client)?)))
-            .collect();
-        for (key, due) in due {
-            match due {
-                Due::Close(reason) => {
-                    if reason == "query_wait_timeout" {
-                        self.note_timeout(key);
-                    }
-                    self.close_client(key, reason, Farewell::fatal());
-                }
-                Due::CloseBoth(reason) => {
-                    if let Some(slot) = self.clients.get(key).and_then(|client| client.server()) {
-                        self.close_both(key, slot, reason);
-                    }
-                }
-                Due::Notice => self.queue_notice(key),
+        for (tick, key) in self.wheel.turn(self.now) {
+            let client = self.clients.get_mut(key).filter(|client| client.look == Some(tick));
+            if let Some(client) = client {
+                client.look = None;
+                self.look_at(key);
             }
+        }
+        for key in std::mem::take(&mut self.attended) {
+            self.look_at_doubt(key);
+            self.look_at(key);
+            let Some(client) = self.clients.get_mut(key) else { continue };
+            if client.is_attended() {
+                self.attended.push(key);
+            } else {
+                client.attention = Attention::Rare;
+                self.look_later(key);
+            }
+        }
+    }
+
+    /// From now on a client is looked at in every tick, until it waits no more.
+    pub(super) fn attend(&mut self, key: Key) {
+        if let Some(client) = self.clients.get_mut(key)
+            && client.attention == Attention::Rare
+        {
+            client.attention = Attention::EveryTick;
+            self.attended.push(key);
+        }
+    }
+
+    /// Makes sure that a client is looked at when something may be due.
+    pub(super) fn look_later(&mut self, key: Key) {
+        let Some(client) = self.clients.get(key) else { return };
+        let look = self.look(client);
+        let Some(at) = look.due.map_or(look.next, |_| Some(self.now)) else { return };
+        if client.look.is_some_and(|planned| planned <= self.wheel.tick(at)) {
+            return;
+        }
+        let tick = self.wheel.put(at, key);
+        if let Some(client) = self.clients.get_mut(key) {
+            client.look = Some(tick);
+        }
+    }
+
+    /// Other settings are in force.
+    pub(super) fn look_at_all_later(&mut self) {
+        self.clients.keys().into_iter().for_each(|key| self.look_later(key));
+    }
+
+    /// Does what is due for a client.
+    fn look_at(&mut self, key: Key) {
+        let Some(client) = self.clients.get(key) else { return };
+        match self.look(client).due {
+            Some(Due::Close(reason)) => {
+                if reason == "query_wait_timeout" {
+                    self.note_timeout(key);
+                }
+                self.close_client(key, reason, Farewell::fatal());
+            }
+            Some(Due::CloseBoth(reason)) => {
+                if let Some(slot) = client.server() {
+                    self.cancel_running(key, slot);
+                    self.close_both(key, slot, reason);
+                }
+            }
+            Some(Due::Notice) => self.queue_notice(key),
+            None => {}
+        }
+        let rare = |client: &Client| client.attention == Attention::Rare;
+        if self.clients.get(key).is_some_and(|client| rare(client)) {
+            self.look_later(key);
         }
     }
 
@@ -78,80 +126,6 @@ impl Worker {
         if let Some(place) = place.filter(|place| place.pool.entry.view().is_holding()) {
             place.pool.entry.meters.befell(self.now, Blow::Timeout);
         }
-    }
-
-    fn due(&self, client: &Client) -> Option<Due> {
-        let settings = &self.snapshot.config.settings;
-        let over = |since: Instant, limit: Duration| {
-            !limit.is_zero() && self.now.saturating_duration_since(since) > limit
-        };
-        match &client.stage {
-            Stage::Start | Stage::Login(_) => {
-                if over(client.connected, settings.client_login_timeout) {
-                    return Some(Due::Close("client_login_timeout"));
-                }
-                // Only with auth_query there is a place before there is a session.
-                let wait = self.query_wait(client, client.place.as_ref()?);
-                over(client.waiting_since?, wait).then_some(Due::Close("query_wait_timeout"))
-            }
-            Stage::AwaitingWelcome(_) => {
-                let place = client.place.as_ref()?;
-                let wait = self.query_wait(client, place);
-                if over(client.connected, settings.client_login_timeout) {
-                    return Some(Due::Close("client_login_timeout (server down)"));
-                }
-                let since = client.waiting_since.unwrap_or(client.connected);
-                over(since, wait).then_some(Due::Close("query_wait_timeout"))
-            }
-            Stage::Session(_, activity) => self.due_in_session(client, *activity),
-            Stage::Console(_) | Stage::Cancel | Stage::Leaving => None,
-        }
-    }
-
-    fn due_in_session(&self, client: &Client, activity: Activity) -> Option<Due> {
-        let place = client.place.as_ref()?;
-        let settings = &self.snapshot.config.settings;
-        let user = client.identity.as_ref().and_then(|identity| self.snapshot.user(&identity.user));
-        match activity {
-            Activity::Idle => {
-                let limit = user.and_then(|user| user.client_idle_timeout);
-                let limit = limit.unwrap_or(settings.client_idle_timeout);
-                patience::idle(self.now, client.active, limit)
-            }
-            Activity::Waiting => {
-                let (query, notice) = (client.query_since, client.notice);
-                let wait = Wait { query, since: client.waiting_since, notice };
-                let notice = Duration::from_secs(settings.query_wait_notify.max(0) as u64);
-                let query = settings.query_timeout;
-                let limits = WaitLimits { wait: self.query_wait(client, place), query, notice };
-                wait.due(self.now, limits)
-            }
-            Activity::Linked(slot) => self.due_linked(client, place, slot),
-        }
-    }
-
-    fn due_linked(&self, client: &Client, place: &Place, slot: Key) -> Option<Due> {
-        let server = self.servers.get(slot)?.here.as_ref()?;
-        let ServerStage::Ready(link, _) = &server.stage else { return None };
-        let settings = &self.snapshot.config.settings;
-        let user = self.snapshot.user(&place.pool.user);
-        let limit = |own: Option<Duration>, global: Duration| own.unwrap_or(global);
-        let idle = user.and_then(|user| user.idle_transaction_timeout);
-        let transaction = user.and_then(|user| user.transaction_timeout);
-        let limits = WorkLimits {
-            query: limit(user.and_then(|user| user.query_timeout), settings.query_timeout),
-            idle: limit(idle, settings.idle_transaction_timeout),
-            transaction: limit(transaction, settings.transaction_timeout),
-        };
-        let (query, transaction) = (client.query_since, client.xact_since);
-        let work = Work { query, transaction, heard: server.heard };
-        work.due(self.now, link, limits)
-    }
-
-    fn query_wait(&self, client: &Client, place: &Place) -> Duration {
-        let user = client.identity.as_ref().map_or("", |identity| identity.user.as_str());
-        let definition = place.pool.entry.definition();
-        self.snapshot.query_wait_timeout(&definition, user).unwrap_or_default()
     }
 
     /// Ends a client together with its server, the server first.

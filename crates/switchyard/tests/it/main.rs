@@ -20,6 +20,7 @@ mod rules;
 mod scarcity;
 mod sessions;
 mod switchover;
+mod timeouts;
 mod tls;
 mod wire;
 

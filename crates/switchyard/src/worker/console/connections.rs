@@ -47,7 +47,13 @@ impl Worker {
         let identity = client.identity.as_ref();
         let database = client.place.as_ref().map(|place| place.pool.entry.name.clone());
         let database = database.or(identity.map(|identity| identity.database.clone()));
-        let link = client.server().and_then(|slot| self.servers.get(slot)?.here.as_ref());
+        let link = match client.stage {
+            Stage::Cancel(carrier) => carrier,
+            _ => client
+                .server()
+                .and_then(|slot| self.servers.get(slot)?.here.as_ref())
+                .map(|server| server.number),
+        };
         let wait = client.query_since.map(|at| now.saturating_duration_since(at));
         let wait = wait.unwrap_or_default();
         let (name, statements) = match &client.stage {
@@ -74,7 +80,7 @@ impl Worker {
             text(wait.subsec_micros()),
             text(0),
             text(format!("{:#x}", pointer(client.number))),
-            text(link.map_or(String::new(), |server| format!("{:#x}", pointer(server.number)))),
+            text(link.map_or(String::new(), |number| format!("{:#x}", pointer(number)))),
             text(pid),
             text(client.stream.tls_info()),
             text(name),
@@ -110,7 +116,8 @@ impl Worker {
         let outgoing = self.cancels.get(key).filter(|o| o.progress() != Progress::Waiting)?;
         let slot = self.servers.get(outgoing.slot())?;
         let server = slot.here.as_ref()?;
-        let (number, requester) = outgoing.numbers();
+        let number = outgoing.number();
+        let address = |number: u64| text(format!("{:#x}", pointer(number)));
         let mut row = self.row_of(server, "", false);
         let state = match (outgoing.progress(), show) {
             (Progress::Sent, _) => "active_cancel",
@@ -122,16 +129,14 @@ impl Worker {
             Some(address) => (text(address.ip()), text(address.port())),
             None => (row[7].clone(), row[8].clone()),
         };
-        let pointers = [number, requester].map(|number| text(format!("{:#x}", pointer(number))));
-        let [own, link] = pointers;
         let changed = [
             (4, text(state)),
             (7, local),
             (8, port),
             (9, text(time_text(at))),
             (10, text(time_text(at))),
-            (14, own),
-            (15, link),
+            (14, address(number)),
+            (15, outgoing.linked().map_or(text(""), address)),
             (16, text(0)),
             (17, text(outgoing.tls())),
             (18, text("")),
@@ -194,8 +199,8 @@ fn client_state(client: &Client) -> Option<&'static str> {
         Stage::Session(_, Activity::Linked(_)) => Some("active"),
         Stage::Session(_, Activity::Idle) | Stage::Console(_) => Some("idle"),
         Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => Some("waiting"),
-        Stage::Cancel if client.waiting_since.is_some() => Some("waiting_cancel_req"),
-        Stage::Cancel => Some("active_cancel_req"),
+        Stage::Cancel(None) => Some("waiting_cancel_req"),
+        Stage::Cancel(Some(_)) => Some("active_cancel_req"),
         Stage::Start | Stage::Login(_) | Stage::Leaving => None,
     }
 }
@@ -207,7 +212,7 @@ fn client_socket(client: &Client) -> Option<&'static str> {
             Some("cl_active")
         }
         Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => Some("cl_waiting"),
-        Stage::Cancel => client_state(client),
+        Stage::Cancel(_) => client_state(client),
         Stage::Leaving => None,
         Stage::Start | Stage::Login(_) => Some("cl_login"),
     }

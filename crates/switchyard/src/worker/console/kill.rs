@@ -28,7 +28,8 @@ impl Worker {
             if let Some(slot) = slot {
                 self.close_server(slot, reason);
             }
-            let cancels = self.clients.get(key).is_some_and(|c| matches!(c.stage, Stage::Cancel));
+            let cancels =
+                self.clients.get(key).is_some_and(|c| matches!(c.stage, Stage::Cancel(_)));
             let farewell = if cancels { Farewell::Silent } else { Farewell::fatal() };
             self.close_client(key, reason, farewell);
         }

@@ -76,7 +76,7 @@ impl Worker {
                 Stage::Start
                 | Stage::Login(_)
                 | Stage::Console(_)
-                | Stage::Cancel
+                | Stage::Cancel(_)
                 | Stage::Leaving => {}
             }
         }

@@ -135,11 +135,8 @@ impl Worker {
     /// Counts a client with its user. Answers false if there is no room for it.
     fn count_with_user(&mut self, key: Key) -> bool {
         let Some(identity) = self.identity(key) else { return false };
-        let settings = &self.snapshot.config.settings;
-        let own = self.snapshot.user(&identity.user);
-        let own = own.and_then(|user| user.max_user_client_connections);
-        let limit = own.unwrap_or(settings.max_user_client_connections);
-        let limit = self.limit(usize::try_from(limit).unwrap_or(0), &identity.user);
+        let limit = self.snapshot.config.max_user_client_connections(&identity.user);
+        let limit = self.limit(limit, &identity.user);
         if self.shared.user_came(&identity.user, limit) == Err(Full) {
             let text = "client connections exceeded (max_user_client_connections)";
             self.close_client(key, text, Farewell::fatal());

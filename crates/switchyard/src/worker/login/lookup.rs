@@ -72,7 +72,7 @@ impl Worker {
                 );
                 self.close_client(key, &text, Farewell::fatal());
             }
-            Lent::Wait => {}
+            Lent::Wait => self.attend(key),
         }
     }
 

@@ -66,6 +66,8 @@ impl Worker {
         Stats::add(&pool.stats[usize::from(self.id.0)].logins, 1);
         if known {
             self.welcome(key);
+        } else {
+            self.attend(key);
         }
     }
 
@@ -95,6 +97,7 @@ impl Worker {
         let bytes = welcome_bytes(&welcome, &params, &self.snapshot.tracked, &told, notice);
         client.stage = Stage::Session(Box::new(Session::new(params)), Activity::Idle);
         client.waiting_since = None;
+        self.look_later(key);
         self.say(key, &bytes);
         self.todo.push_back(Todo::Client(key));
     }

@@ -267,12 +267,12 @@ fn a_cancel_request_is_shown_on_its_way() -> io::Result<()> {
         let servers = rows(&mut console, "show servers");
         signal("-CONT")?;
         shown?;
-        assert_eq!(clients?[..5].join(" "), "C (nouser) postgres none active_cancel_req");
-        let servers = servers?;
-        assert!(
-            servers.iter().any(|row| row.contains("|postgres|none|active_cancel|")),
-            "{servers:?}"
-        );
+        let (clients, servers) = (clients?, servers?);
+        assert_eq!(clients[..5].join(" "), "C (nouser) postgres none active_cancel_req");
+        let carrier = servers.iter().find(|row| row.contains("|postgres|none|active_cancel|"));
+        let carrier: Vec<_> = carrier.map_or_else(Vec::new, |row| row.split('|').collect());
+        // Each shows the other.
+        assert_eq!(carrier.get(14..16), Some(&[&*clients[15], &*clients[14]][..]), "{servers:?}");
         cancelled.recv().map_err(io::Error::other)?
     })?;
     assert!(raw::transcript(&client.answer()?).contains("canceling statement due to user request"));
