@@ -8,6 +8,7 @@ use crate::diagnostic::{Diagnostic, Severity};
 use crate::ini::{Item, Section};
 use crate::load::Config;
 use crate::settings::{Settings, Written};
+use crate::value::{Io, Value as _};
 
 /// Adds remarks about a file's lines and what they amount to.
 pub(crate) fn add(items: &[Item], config: &Config, found: &mut Vec<Diagnostic>) {
@@ -41,6 +42,10 @@ fn inert(items: &[Item], found: &mut Vec<Diagnostic>) {
         found.push(Diagnostic::bare(Severity::Ignored, text));
     }
     for item in settings(items) {
+        if item.key == "io" && Io::parse(&item.value) == Some(Io::IoUring) {
+            let text = "io_uring is not served by this version, epoll is used";
+            found.push(Diagnostic::at(Severity::Warning, text.into(), &item.place, item.columns.0));
+        }
         let why = match item.key.as_str() {
             "pkt_buf" => "buffers grow as needed and limit nothing",
             "service_name" => "only programs for Windows have one",

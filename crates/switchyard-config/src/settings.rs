@@ -246,7 +246,7 @@ settings! {
     hook_workers_max: i64, Some("8"), Some("8"), Run, Active;
     idle_transaction_timeout: Duration, Some("0"), Some("0"), Run, Active;
     ignore_startup_parameters: Names, Some(""), Some(""), Run, Active;
-    io: Io, Some("auto"), Some("auto"), Start, Inert;
+    io: Io, Some("auto"), Some("auto"), Start, Active;
     job_name: String, Some("pgbouncer"), Some("pgbouncer"), Start, Active;
     listen_addr: Names, Some(""), Some(""), Start, Active;
     listen_backlog: i64, Some("128"), Some("128"), Start, Active;
@@ -306,7 +306,7 @@ settings! {
     server_check_delay: Duration, Some("30"), Some("30"), Run, Active;
     server_check_query: String, Some("<empty>"), Some("<empty>"), Run, Active;
     server_connect_timeout: Duration, Some("15"), Some("15"), Run, Active;
-    server_error_detail: bool, Some("0"), Some("0"), Run, Inert;
+    server_error_detail: bool, Some("0"), Some("0"), Run, Active;
     server_failed_delay: Duration, Some("30"), Some("30"), Run, Active;
     server_fast_close: bool, Some("0"), Some("0"), Run, Active;
     server_idle_timeout: Duration, Some("600"), Some("600"), Run, Active;
@@ -315,7 +315,7 @@ settings! {
     server_login_retry: Duration, Some("15"), Some("15"), Run, Active;
     server_reset_query: String, Some("DISCARD ALL"), Some("DISCARD ALL"), Run, Active;
     server_reset_query_always: bool, Some("0"), Some("0"), Run, Active;
-    server_rollback_on_disconnect: bool, Some("0"), Some("0"), Run, Inert;
+    server_rollback_on_disconnect: bool, Some("0"), Some("0"), Run, Active;
     server_round_robin: bool, Some("0"), Some("0"), Run, Active;
     server_tls13_ciphers: Option<String>, None, None, Run, Active;
     server_tls_ca_file: String, Some(""), Some(""), Run, Active;

@@ -230,9 +230,15 @@ impl Peer {
         self.send('C', b"SELECT 1\0")
     }
 
+    /// Lets the connection end with a reset when the script does.
+    pub fn reset(&mut self) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO))?)
+    }
+
     /// Closes the connection.
-    pub fn close(&mut self) {
+    pub fn close(&mut self) -> io::Result<()> {
         // The pooler may have been faster.
         let _ = self.stream.shutdown(Shutdown::Both);
+        Ok(())
     }
 }

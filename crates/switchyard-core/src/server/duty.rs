@@ -41,6 +41,8 @@ pub enum Duty {
     Kept,
     /// It runs a query of the pooler's own.
     Testing,
+    /// It rolls back what a client has left behind.
+    RollingBack,
     /// It waits for the end of cancel requests.
     BeingCanceled,
 }
@@ -70,6 +72,8 @@ pub enum Next {
     Keep,
     /// It is separated from its client and released.
     Part,
+    /// It is released, with all that its mode asks for.
+    Release,
     /// It goes back to its pool.
     Checkin,
     /// It is closed, for this reason.
@@ -85,9 +89,17 @@ pub fn next(link: &Link, unsent: Unsent, duty: Duty, tenure: Tenure) -> Next {
         (Duty::Linked(Bond::Moving), _) if free => Next::Part,
         (Duty::Linked(Bond::None), Tenure::Transaction | Tenure::Statement) if free => Next::Part,
         (Duty::Idle | Duty::Testing, _) if free => Next::Checkin,
-        (Duty::Testing, _) if link.is_quiet() => Next::Close("reset query failed"),
+        (Duty::RollingBack, _) if free => Next::Release,
+        (Duty::Testing | Duty::RollingBack, _) if link.is_quiet() => {
+            Next::Close("reset query failed")
+        }
         (
-            Duty::Idle | Duty::Linked(_) | Duty::Kept | Duty::Testing | Duty::BeingCanceled,
+            Duty::Idle
+            | Duty::Linked(_)
+            | Duty::Kept
+            | Duty::Testing
+            | Duty::RollingBack
+            | Duty::BeingCanceled,
             Tenure::Session | Tenure::Transaction | Tenure::Statement,
         ) => Next::Stay,
     }
@@ -138,12 +150,23 @@ pub enum Orphan {
     Release,
     /// Nothing of the client has reached it: it is free once it has answered what the pooler asked.
     Untouched,
+    /// Its transaction is rolled back first.
+    RollBack,
     /// It is closed, for this reason.
     Close(&'static str),
 }
 
+/// What is done about a transaction whose client has left (`server_rollback_on_disconnect`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftover {
+    /// The server is closed.
+    Close,
+    /// It is rolled back, if the server has nothing else to do.
+    RollBack,
+}
+
 /// What becomes of a server whose client has left; `unsent` counts the rest of a half message.
-pub fn orphaned(link: &Link, unsent: Unsent) -> Orphan {
+pub fn orphaned(link: &Link, unsent: Unsent, leftover: Leftover) -> Orphan {
     if unsent == Unsent::Some {
         return Orphan::Close("client disconnect before everything was sent to the server");
     }
@@ -152,6 +175,9 @@ pub fn orphaned(link: &Link, unsent: Unsent) -> Orphan {
     }
     if link.is_untouched() {
         return Orphan::Untouched;
+    }
+    if leftover == Leftover::RollBack && link.is_waiting_in_block() {
+        return Orphan::RollBack;
     }
     Orphan::Close(if link.is_between_groups() {
         "client disconnected with queries in progress"

@@ -176,6 +176,8 @@ pub struct Received {
 pub enum Told {
     /// A query of the pooler's own failed: severity and text.
     Failed(HiddenQuery, String, String),
+    /// The server said why it ends: SQLSTATE and text.
+    LastWords([u8; 5], String),
     /// A parameter of the client was given the server's spelling: position, and the old value.
     Canonical(usize, Box<[u8]>),
 }
@@ -275,6 +277,7 @@ impl Link {
             backend::ERROR => {
                 let signal = signal(body);
                 received.signal = signal.or(received.signal);
+                received.told.extend(last_words(body, signal));
                 if show == Show::Yes && self.keeps(signal, body) {
                     self.words = Some(lost::softened(body));
                     return Show::No;
@@ -379,6 +382,11 @@ impl Link {
     #[inline]
     pub fn is_free(&self) -> bool {
         self.is_quiet() && self.status == Status::Idle && self.certainty == Certainty::Sure
+    }
+
+    /// Quiet, but inside a transaction block.
+    pub fn is_waiting_in_block(&self) -> bool {
+        self.is_quiet() && self.status != Status::Idle && self.certainty == Certainty::Sure
     }
 
     /// Nothing of the client's reached the server: it may serve anybody once it has answered what
@@ -521,6 +529,13 @@ fn signal(body: &[u8]) -> Option<Signal> {
     let severity = *read::field(body, b'S')?.first()?;
     let sqlstate = read::field(body, b'C').and_then(|code| code.try_into().ok());
     Some(Signal { sqlstate: sqlstate.unwrap_or(*b"08P01"), severity })
+}
+
+/// What a server says for the last time.
+fn last_words(body: &[u8], signal: Option<Signal>) -> Option<Told> {
+    let signal = signal.filter(|signal| matches!(signal.severity, b'F' | b'P'))?;
+    let text = read::field(body, b'M').unwrap_or_default();
+    Some(Told::LastWords(signal.sqlstate, String::from_utf8_lossy(text).into_owned()))
 }
 
 fn note_unexpected(link: &Link, linked: bool, tag: u8, received: &mut Received) {

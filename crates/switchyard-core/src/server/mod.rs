@@ -4,4 +4,5 @@ pub mod duty;
 pub mod link;
 pub mod login;
 pub mod lookup;
+pub mod loss;
 pub mod request;

@@ -74,6 +74,8 @@ pub enum HiddenQuery {
     Instead,
     /// The BEGIN of a client whose server was lost before anything else was sent.
     Begin,
+    /// ROLLBACK for a client that has left in a transaction.
+    Rollback,
     /// What takes back the untracked parameters that a client has set.
     Forget,
 }

@@ -3,7 +3,7 @@
 use switchyard_core::client::session::Loyalty;
 use switchyard_core::client::untracked::Kept;
 use switchyard_core::pool::OpenFailure;
-use switchyard_core::server::duty::{self, Orphan, Unsent};
+use switchyard_core::server::duty::{self, Leftover, Orphan, Unsent};
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_wire::build::{self, Report};
 
@@ -68,7 +68,8 @@ impl Pooler {
             return;
         };
         let ServerStage::Ready(link, _) = &mut server.stage else { return };
-        match duty::orphaned(link, Unsent::of(inside || !server.output.is_empty())) {
+        let unsent = Unsent::of(inside || !server.output.is_empty());
+        match duty::orphaned(link, unsent, Leftover::Close) {
             Orphan::Release => {
                 server.kept = kept;
                 server.set_use(Use::Idle);
@@ -78,6 +79,7 @@ impl Pooler {
                 link.forget_client();
                 self.release_untouched(env, w, slot);
             }
+            Orphan::RollBack => unreachable!("what is left behind is closed"),
             Orphan::Close(reason) => self.close_server(env, w, slot, reason),
         }
     }

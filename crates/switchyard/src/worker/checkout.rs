@@ -174,6 +174,7 @@ impl Worker {
                 (Some(client), Duty::Linked(bond))
             }
             Use::Testing => (None, Duty::Testing),
+            Use::RollingBack => (None, Duty::RollingBack),
             Use::Idle => (None, Duty::Idle),
             Use::BeingCanceled => (None, Duty::BeingCanceled),
             Use::Kept(_) => (None, Duty::Kept),
@@ -182,6 +183,7 @@ impl Worker {
         match (duty::next(link, unsent, duty, server.pool.tenure()), client) {
             (Next::Keep, Some(client)) => self.keep(key, client),
             (Next::Part, Some(client)) => self.unlink(key, client),
+            (Next::Release, _) => self.release(key),
             (Next::Checkin, _) => self.checkin(key),
             (Next::Close(reason), _) => self.close_server(key, reason),
             (Next::Stay | Next::Keep | Next::Part, _) => {}
@@ -252,6 +254,14 @@ impl Worker {
         }
     }
 
+    /// Rolls back what a client has left behind on a server that has nothing else to do.
+    pub(super) fn roll_back(&mut self, slot: Key) {
+        self.test(slot, HiddenQuery::Rollback, b"ROLLBACK");
+        if let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) {
+            server.set_use(Use::RollingBack);
+        }
+    }
+
     /// Runs a query of our own on a server; `give_back` follows when it is answered.
     pub(super) fn test(&mut self, slot: Key, query: HiddenQuery, sql: &[u8]) {
         let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
@@ -273,6 +283,7 @@ impl Worker {
                 | HiddenQuery::Connect
                 | HiddenQuery::Begin
                 | HiddenQuery::Forget
+                | HiddenQuery::Rollback
                 | HiddenQuery::Instead => "reset query failed",
             };
             self.server_failed(slot, reason);

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use switchyard_core::client::session::Loyalty;
 use switchyard_core::client::untracked::Kept;
 use switchyard_core::pool::OpenFailure;
-use switchyard_core::server::duty::{self, Orphan, Unsent};
+use switchyard_core::server::duty::{self, Leftover, Orphan, Unsent};
+use switchyard_core::server::loss::Cause;
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Recv};
@@ -30,6 +31,8 @@ pub(super) enum Farewell {
     Silent,
     /// A FATAL with the reason as its text and this SQLSTATE.
     Fatal(Cow<'static, str>),
+    /// The same with the cause as its detail.
+    Explained(Cause),
 }
 
 impl Farewell {
@@ -98,8 +101,12 @@ impl Worker {
             self.abandon(slot, key);
         }
         self.let_all_go(key);
-        if let Farewell::Fatal(sqlstate) = farewell {
-            self.say_fatal(key, &sqlstate, reason);
+        match &farewell {
+            Farewell::Silent => {}
+            Farewell::Fatal(sqlstate) => self.say_fatal(key, sqlstate, reason, None),
+            Farewell::Explained(cause) => {
+                self.say_fatal(key, cause.sqlstate(), reason, Some(&cause.detail()));
+            }
         }
         let Some(client) = self.clients.get_mut(key) else { return };
         if let Stage::Console(_) = std::mem::replace(&mut client.stage, Stage::Leaving) {
@@ -139,11 +146,11 @@ impl Worker {
         }
     }
 
-    fn say_fatal(&mut self, key: Key, sqlstate: &str, text: &str) {
+    fn say_fatal(&mut self, key: Key, sqlstate: &str, text: &str, detail: Option<&str>) {
         if self.snapshot.log.pooler_errors == Logged::Yes {
             self.log_client(key, Level::Warning, &format!("pooler error: {text}"));
         }
-        let report = Report { severity: "FATAL", sqlstate, message: text, detail: None };
+        let report = Report { severity: "FATAL", sqlstate, message: text, detail };
         let mut bytes = Vec::new();
         build::error_response(&mut bytes, report);
         let Some(client) = self.clients.get_mut(key) else { return };
@@ -184,11 +191,19 @@ impl Worker {
         }
         let ServerStage::Ready(link, _) = &mut server.stage else { return };
         let unsent = Unsent::of(inside || !server.output.is_empty());
-        match duty::orphaned(link, unsent) {
+        let leftover = match self.snapshot.config.settings.server_rollback_on_disconnect {
+            true => Leftover::RollBack,
+            false => Leftover::Close,
+        };
+        match duty::orphaned(link, unsent, leftover) {
             Orphan::Release => {
                 server.kept = kept;
                 server.set_use(Use::Idle);
                 self.release(slot);
+            }
+            Orphan::RollBack => {
+                server.kept = kept;
+                self.roll_back(slot);
             }
             Orphan::Untouched => {
                 link.forget_client();
@@ -240,8 +255,23 @@ impl Worker {
         self.server_broke(slot, reason);
     }
 
+    /// What the client of a lost server is told, beside the reason.
+    fn condolence(&mut self, slot: Key) -> Farewell {
+        let server = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut());
+        match server {
+            Some(server) if self.snapshot.config.settings.server_error_detail => {
+                Farewell::Explained(server.cause.take().map_or(Cause::Silent, |cause| *cause))
+            }
+            Some(_) | None => Farewell::fatal(),
+        }
+    }
+
     /// A server cannot be used any more, which says nothing about its node.
     pub(super) fn server_broke(&mut self, slot: Key, reason: &str) {
+        self.server_ended(slot, reason, Farewell::fatal());
+    }
+
+    fn server_ended(&mut self, slot: Key, reason: &str, farewell: Farewell) {
         let Some(place) = self.servers.get(slot) else { return };
         let Some(server) = place.here.as_ref() else { return };
         let client = server.client();
@@ -252,7 +282,7 @@ impl Worker {
             return self.open_failed(slot, OpenFailure::connect(reason));
         }
         let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
-        let farewell = self.unless_torn(slot, Farewell::fatal());
+        let farewell = self.unless_torn(slot, farewell);
         self.drop_server(slot, reason);
         if let Some(client) = client {
             if pool.entry.is_cluster() {
@@ -266,12 +296,15 @@ impl Worker {
     /// A server connection has ended. A client in the middle of its work is told, and stays if it
     /// may.
     pub(super) fn server_lost(&mut self, slot: Key, reason: &str) {
-        let Some((key, told)) = self.part(slot) else { return self.server_failed(slot, reason) };
+        let parted = self.part(slot);
         let Some(place) = self.servers.get(slot) else { return };
         let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
-        if let Some(server) = &place.here {
-            self.shared.suspect(&pool, server.lane, SignalKind::Disconnected);
-        }
+        let Some(server) = &place.here else { return };
+        self.shared.suspect(&pool, server.lane, SignalKind::Disconnected);
+        let Some((key, told)) = parted else {
+            let farewell = self.condolence(slot);
+            return self.server_ended(slot, reason, farewell);
+        };
         self.drop_server(slot, reason);
         pool.entry.meters.befell(now, Blow::Error);
         pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));

@@ -71,6 +71,7 @@ impl Worker {
             local: None,
             cancels: 0,
             kept: Kept::Nothing,
+            cause: None,
         });
         let token = Source::Server(slot).token();
         // Failure shows as a connection that never becomes writable: the timeout ends it.

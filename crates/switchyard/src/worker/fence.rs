@@ -51,6 +51,7 @@ impl Worker {
         for key in servers.collect::<Vec<_>>() {
             self.open_failed(key, OpenFailure::connect("database configuration changed"));
         }
+        self.stop_vain_naming(entry, view);
     }
 
     /// Closes the servers of a node that are linked to clients of an entry.

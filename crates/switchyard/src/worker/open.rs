@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use switchyard_core::ids::{LaneId, ServerId};
-use switchyard_core::pool::OpenFailure;
+use switchyard_core::pool::{self, OpenFailure};
 use switchyard_core::switchover::probe::SignalKind;
-use switchyard_core::switchover::view::NodeId;
+use switchyard_core::switchover::view::{NodeId, View};
 use switchyard_io::{Key, Remote};
 
+use crate::entries::Entry;
 use crate::log::Level;
 use crate::pools::SharedPool;
 use crate::worker::Worker;
@@ -167,6 +168,17 @@ impl Worker {
         }
     }
 
+    /// Gives up what waits for the address of a node that answers nothing.
+    pub(super) fn stop_vain_naming(&mut self, entry: &Arc<Entry>, view: &View) {
+        let vain = |opening: &Opening| {
+            Arc::ptr_eq(&opening.pool.entry, entry) && pool::is_vain(view, opening.lane)
+        };
+        let vain = self.naming.extract_if(|_, opening| vain(opening)).map(|(_, opening)| opening);
+        for opening in vain.collect::<Vec<_>>() {
+            self.give_up(&opening, REASON);
+        }
+    }
+
     /// Gives up what has waited for a name for too long.
     pub(super) fn tick_naming(&mut self) {
         let (limit, now) = (self.snapshot.config.settings.server_connect_timeout, self.now);
@@ -209,5 +221,5 @@ impl Worker {
     }
 }
 
-/// Why a server is closed whose address its name has given up.
+/// Why a server is closed whose address is not used any more.
 const REASON: &str = "database configuration changed";

@@ -305,7 +305,11 @@ impl Worker {
             let count = match server.stream.recv(&mut self.scratch[kept..]) {
                 Recv::Bytes(count) => count,
                 Recv::Blocked => return self.give_back(key),
-                Recv::Eof | Recv::Failed(_) => {
+                Recv::Failed(error) => {
+                    server.fell(&error);
+                    return self.server_lost(key, "server conn crashed?");
+                }
+                Recv::Eof => {
                     return self.server_lost(key, "server conn crashed?");
                 }
             };
@@ -368,6 +372,7 @@ impl Worker {
         let kept = matches!(server.stage, ServerStage::Ready(_, Use::Kept(_)));
         let odd = received.unexpected.filter(|_| !kept).map(|tag| (tag, server.prefix()));
         if !received.told.is_empty() {
+            server.heed(&received.told);
             self.tell(key, client_key, &received);
         }
         if let Some(client) = client_key {

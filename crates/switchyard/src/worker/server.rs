@@ -8,9 +8,10 @@ use switchyard_config::PoolMode;
 use switchyard_core::client::untracked::Kept;
 use switchyard_core::ids::{LaneId, ServerId, WorkerId};
 use switchyard_core::pool::Want;
-use switchyard_core::server::link::Link;
+use switchyard_core::server::link::{Link, Told};
 use switchyard_core::server::login::ServerLogin;
 use switchyard_core::server::lookup::Lookup;
+use switchyard_core::server::loss::Cause;
 use switchyard_io::{Key, Remote};
 
 use crate::pools::SharedPool;
@@ -58,6 +59,8 @@ pub enum Use {
     Kept(Key),
     /// Running a hidden query of ours.
     Testing,
+    /// Rolling back what its last client has left behind.
+    RollingBack,
     /// Released, but a cancel request that was sent for it has not ended.
     BeingCanceled,
 }
@@ -115,6 +118,8 @@ pub struct Server {
     pub cancels: u32,
     /// What its last client has left in it.
     pub kept: Kept,
+    /// What is known of its end, once that is near.
+    pub cause: Option<Box<Cause>>,
 }
 
 /// Whether a socket may hold unread bytes.
@@ -176,6 +181,21 @@ impl Server {
     #[inline]
     pub fn is_kept_from_writer(&self) -> bool {
         self.pool.is_held() && self.pool.mode() == PoolMode::Session && self.purpose == Want::Writer
+    }
+
+    /// Its connection has failed: the system's word for it, unless the server has said why.
+    pub fn fell(&mut self, error: &std::io::Error) {
+        let text = switchyard_config::reason(error);
+        self.cause.get_or_insert_with(|| Box::new(Cause::System(text)));
+    }
+
+    /// Remembers the last words of a server among what was told.
+    pub fn heed(&mut self, told: &[Told]) {
+        for told in told {
+            if let Told::LastWords(sqlstate, text) = told {
+                self.cause = Some(Box::new(Cause::Said(*sqlstate, text.clone())));
+            }
+        }
     }
 
     /// Changes what a logged-in server is used for.

@@ -201,6 +201,7 @@ impl Worker {
         };
         for told in &received.told {
             match told {
+                Told::LastWords(..) => {}
                 Told::Failed(query, severity, text) => {
                     let note = match query {
                         HiddenQuery::Parameters => "varcache_apply failed",
@@ -217,6 +218,7 @@ impl Worker {
                         | HiddenQuery::Check
                         | HiddenQuery::Instead
                         | HiddenQuery::Begin
+                        | HiddenQuery::Rollback
                         | HiddenQuery::Forget => continue,
                     };
                     let line = format!("{} {note}: {severity}: {text}", server.prefix());

@@ -173,7 +173,9 @@ impl Worker {
             | ServerStage::Securing(_)
             | ServerStage::Login(_)
             | ServerStage::Between => late(server.started).then_some(ServerDue::Open),
-            ServerStage::Ready(_, Use::Testing) => late(server.asked).then_some(ServerDue::Test),
+            ServerStage::Ready(_, Use::Testing | Use::RollingBack) => {
+                late(server.asked).then_some(ServerDue::Test)
+            }
             ServerStage::Ready(link, Use::Linked(_)) => {
                 let fast = settings.server_fast_close
                     && server.pool.mode() == PoolMode::Session

@@ -12,6 +12,7 @@ mod hook_trial;
 mod hooks;
 mod hosts;
 mod login;
+mod losses;
 mod planned;
 mod pools;
 mod process;

@@ -105,6 +105,7 @@ impl Link {
                     | HiddenQuery::Check
                     | HiddenQuery::Connect
                     | HiddenQuery::Instead
+                    | HiddenQuery::Rollback
                     | HiddenQuery::Forget => None,
                     HiddenQuery::Parameter(index) => {
                         self.refused.push(*index);

@@ -227,7 +227,7 @@ fn server_state(server: &Server) -> &'static str {
         | ServerStage::Between => "new",
         ServerStage::Ready(_, Use::Idle) => "idle",
         ServerStage::Ready(_, Use::Linked(_) | Use::Kept(_)) | ServerStage::Asked(_) => "active",
-        ServerStage::Ready(_, Use::Testing) => "tested",
+        ServerStage::Ready(_, Use::Testing | Use::RollingBack) => "tested",
         ServerStage::Ready(_, Use::BeingCanceled) => "being_canceled",
     }
 }

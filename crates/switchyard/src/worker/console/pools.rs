@@ -84,7 +84,7 @@ impl Worker {
             let Some(server) = &slot.here else { continue };
             let tally = tallies.entry(address(&slot.pool)).or_default();
             match server.stage {
-                ServerStage::Ready(_, Use::Testing) => tally.testing += 1,
+                ServerStage::Ready(_, Use::Testing | Use::RollingBack) => tally.testing += 1,
                 ServerStage::Ready(_, Use::BeingCanceled) => tally.being_canceled += 1,
                 _ => {}
             }

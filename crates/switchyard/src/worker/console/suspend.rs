@@ -42,7 +42,7 @@ impl Worker {
     pub(super) fn suspend(&mut self, gathering: &Arc<Gathering>) {
         let testing = self.servers.iter().filter(|(_, slot)| {
             let stage = slot.here.as_ref().map(|server| &server.stage);
-            matches!(stage, Some(ServerStage::Ready(_, Use::Testing)))
+            matches!(stage, Some(ServerStage::Ready(_, Use::Testing | Use::RollingBack)))
         });
         for key in testing.map(|(key, _)| key).collect::<Vec<_>>() {
             self.close_server(key, "close unsafe fds on suspend");

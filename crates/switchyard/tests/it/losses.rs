@@ -1,0 +1,121 @@
+//! What happens when one side of a link goes: what a client is told of its server's end, and what
+//! becomes of the server of a client that leaves.
+
+use std::io;
+
+use switchyard_testkit::raw::transcript;
+use switchyard_testkit::{Client, Model, Pooler, Postgres, Raw, wait_until};
+
+use super::{program, wanted};
+
+/// A server that ends as it is asked to.
+fn mortal() -> io::Result<Model> {
+    Model::start(|peer| {
+        peer.welcome()?;
+        loop {
+            let (tag, body) = peer.message()?;
+            match (tag, &body[..]) {
+                ('Q', b"shutdown\0") => {
+                    peer.error(&["SFATAL", "C57P01", "Mterminating connection"])?;
+                    return peer.close();
+                }
+                ('Q', b"crash\0") => {
+                    peer.error(&["SPANIC", "CXX000", "Mout of luck"])?;
+                    return peer.close();
+                }
+                ('Q', b"reset\0") => return peer.reset(),
+                ('Q', _) => return peer.close(),
+                _ => {}
+            }
+        }
+    })
+}
+
+/// What a client of a server that ends reads.
+fn told(pooler: &Pooler, way: &str) -> io::Result<String> {
+    let mut client = Raw::connect(pooler.port, &[("user", "postgres"), ("database", "db")])?;
+    Ok(transcript(&client.query(way)?))
+}
+
+#[test]
+fn the_end_of_a_server_is_explained_if_asked_for() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let model = mortal()?;
+    let entry = format!("db = host=127.0.0.1 port={}", model.port);
+    let crashed = "E SFATAL C08P01 Mserver conn crashed?\n";
+    let bare = Pooler::start(program(), &entry, "")?;
+    let words = "E SFATAL C57P01 Mterminating connection\n";
+    assert_eq!(told(&bare, "shutdown")?, format!("{words}{crashed}"));
+    for way in ["silence", "reset"] {
+        assert_eq!(told(&bare, way)?, crashed);
+    }
+    let open = Pooler::start(program(), &entry, "server_error_detail = 1")?;
+    let said = "The server said: ";
+    for (way, words, code, detail) in [
+        ("shutdown", words, "57P01", format!("{said}terminating connection (57P01).")),
+        ("crash", "E SPANIC CXX000 Mout of luck\n", "08006", format!("{said}out of luck (XX000).")),
+        ("silence", "", "08006", "The server has closed the connection without a word.".into()),
+        (
+            "reset",
+            "",
+            "08006",
+            "The connection to the server failed: Connection reset by peer.".into(),
+        ),
+    ] {
+        let fatal = format!("E SFATAL C{code} Mserver conn crashed? D{detail}\n");
+        assert_eq!(told(&open, way)?, format!("{words}{fatal}"), "{way}");
+    }
+    assert!(!open.log()?.contains("without a word"), "the log keeps its texts");
+    Ok(())
+}
+
+#[test]
+fn a_transaction_that_was_left_is_rolled_back_if_asked_for() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let postgres = Postgres::start("")?;
+    postgres.sql("create table t (a int)")?;
+    let entry = format!("db = host=127.0.0.1 port={} dbname=postgres pool_size=1", postgres.port);
+    let leave = |pooler: &Pooler, sql: &[&str]| -> io::Result<String> {
+        let mut client = Client::connect(pooler.port, "db")?;
+        let pid = client.run("select pg_backend_pid()")?.concat();
+        for sql in sql {
+            // Some of it fails on purpose.
+            let _ = client.run(sql);
+        }
+        Ok(pid)
+    };
+    let reason = "closing because: client disconnect while server was not ready";
+    for mode in ["transaction", "session"] {
+        let settings = format!("pool_mode = {mode}\nserver_rollback_on_disconnect = 1");
+        let pooler = Pooler::start(program(), &entry, &settings)?;
+        let insert = ["set work_mem = '7MB'", "begin", "insert into t values (1)"];
+        let mut pids = vec![leave(&pooler, &insert)?];
+        pids.push(leave(&pooler, &["begin", "insert into t values (1)", "nonsense"])?);
+        let mut client = Client::connect(pooler.port, "db")?;
+        assert_eq!(client.run("select count(*) from t")?, ["0"]);
+        pids.extend(client.run("select pg_backend_pid()")?);
+        pids.dedup();
+        assert_eq!(pids.len(), 1, "{mode} {pids:?}");
+        if mode == "session" {
+            assert_eq!(client.run("show work_mem")?, ["4MB"]);
+        }
+        drop(client);
+        assert!(!pooler.log()?.contains(reason));
+        // Who leaves in the middle of a statement still costs the server.
+        let mut busy = Raw::connect(pooler.port, &[("user", "postgres"), ("database", "db")])?;
+        busy.ask("select pg_sleep(60)")?;
+        let running = "select count(*) from pg_stat_activity where query ~ 'sleep' \
+                       and state = 'active' and pid <> pg_backend_pid()";
+        wait_until("query", || postgres.sql(running).is_ok_and(|count| count.trim() == "1"))?;
+        drop(busy);
+        wait_until("end of the server", || pooler.log().is_ok_and(|log| log.contains(reason)))?;
+        postgres.cut()?;
+    }
+    let pooler = Pooler::start(program(), &entry, "pool_mode = transaction")?;
+    leave(&pooler, &["begin"])?;
+    wait_until("end of the server", || pooler.log().is_ok_and(|log| log.contains(reason)))
+}
