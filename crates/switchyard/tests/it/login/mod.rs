@@ -5,6 +5,7 @@ mod first;
 mod limits;
 mod lookup;
 mod rules;
+mod servers;
 
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
