@@ -24,7 +24,6 @@ enum Step {
     Return(usize),
     Break(usize),
     Claim(usize),
-    Soil(usize),
     Later(u64),
     Pause,
     Resume,
@@ -42,7 +41,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => any::<usize>().prop_map(Step::Return),
         1 => any::<usize>().prop_map(Step::Break),
         1 => any::<usize>().prop_map(Step::Claim),
-        1 => any::<usize>().prop_map(Step::Soil),
         2 => (0..5000u64).prop_map(Step::Later),
         1 => Just(Step::Pause),
         2 => Just(Step::Resume),
@@ -149,15 +147,12 @@ impl Account {
                 let id = self.held.remove(at % self.held.len());
                 self.pool.closed(self.now, id);
             }
-            Step::Claim(at) | Step::Soil(at) if !self.parked.is_empty() => {
+            Step::Claim(at) if !self.parked.is_empty() => {
                 let mut parked: Vec<ServerId> = self.parked.iter().copied().collect();
                 parked.sort_unstable();
                 let id = parked[at % parked.len()];
                 assert!(self.pool.claim(id), "a parked server can be claimed");
                 self.take(id);
-                if matches!(step, Step::Soil(_)) {
-                    self.pool.soil(id);
-                }
             }
             Step::Later(milliseconds) => {
                 self.now += Duration::from_millis(milliseconds);
@@ -173,7 +168,6 @@ impl Account {
             | Step::FailOpen(_)
             | Step::Return(_)
             | Step::Claim(_)
-            | Step::Soil(_)
             | Step::Break(_) => {}
         }
         self.drain();

@@ -193,11 +193,6 @@ impl Pool {
         }
         let always = self.limits.check_delay.is_some_and(|delay| delay.is_zero());
         match waiter {
-            Some(_) if freshness == Freshness::Dirty => {
-                self.remove(id);
-                self.open_for_waiters(now);
-                Checkin::Close("idle server got dirty")
-            }
             Some(_) if always && matches!(state, State::Busy | State::Claimed) => {
                 self.lend(id, worker, State::Testing);
                 Checkin::Check
@@ -305,15 +300,6 @@ impl Pool {
         self.unpark(id)
     }
 
-    /// A claimed server said what nobody had asked it for: it is not used any more.
-    pub fn soil(&mut self, id: ServerId) {
-        if let Some(slot) = self.slots.get_mut(&id)
-            && slot.freshness == Freshness::Fresh
-        {
-            slot.freshness = Freshness::Dirty;
-        }
-    }
-
     /// A client that needs a server, while none is there and logins have been failing, is told so
     /// until one succeeds. It may bring about the next attempt.
     fn remembered_error(&mut self, now: Instant, worker: WorkerId, want: Want) -> Option<String> {
@@ -384,7 +370,6 @@ impl Pool {
         let Some(slot) = self.slots.get(&id) else { return Fitness::Spent("close_needed") };
         match slot.freshness {
             Freshness::Stale(reason) => Fitness::Spent(reason),
-            Freshness::Dirty => Fitness::Spent("idle server got dirty"),
             Freshness::Fresh if self.is_unchecked(now, slot) => Fitness::Unchecked,
             Freshness::Fresh => Fitness::Good,
         }

@@ -24,8 +24,6 @@ pub(super) enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {
     Fresh,
-    /// It spoke while nobody had asked it.
-    Dirty,
     /// Must not be used again, for this reason.
     Stale(&'static str),
 }

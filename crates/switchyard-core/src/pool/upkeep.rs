@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use crate::ids::{LaneId, ServerId, WorkerId};
 use crate::pool::hosts::{HostList, HostOrder};
 use crate::pool::lane::{Lane, LaneRole};
-use crate::pool::slots::{Freshness, State};
+use crate::pool::slots::State;
 use crate::pool::{Effect, Limits, Minimum, Pool, Welcome};
 
 impl Pool {
     /// It is later: closes what is over its time and opens what may be tried again. `clients` is
     /// the number of clients of the pool.
     pub fn tick(&mut self, now: Instant, clients: usize) {
-        self.close_dirty(now);
         self.close_idle(now);
         self.close_aged(now);
         self.end_suspicion(now);
@@ -23,18 +22,6 @@ impl Pool {
         }
         self.keep_minimum(now, clients);
         self.keep_standbys(now);
-    }
-
-    fn close_dirty(&mut self, now: Instant) {
-        for id in self.idle_ids() {
-            let Some(slot) = self.slots.get(&id) else { continue };
-            if slot.freshness == Freshness::Dirty {
-                let used = self.is_unchecked(now, slot);
-                let reason =
-                    if used { "SV_USED server got dirty" } else { "SV_IDLE server got dirty" };
-                self.expel(id, reason);
-            }
-        }
     }
 
     fn close_idle(&mut self, now: Instant) {

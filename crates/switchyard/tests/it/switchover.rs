@@ -58,6 +58,13 @@ fn an_idle_client_goes_on_with_the_new_writer() -> io::Result<()> {
     let row = pooler.console("show clusters")?;
     assert!(row.starts_with("app|ok|"), "{row}");
     assert_eq!(pooler.console("show nodes")?.lines().count(), 3);
+    // A pool to a standby has a row of its own, with its linked client.
+    reader.run("begin")?;
+    let pools = pooler.console("show pools")?;
+    let linked = |row: &&str| row.starts_with("app@") && row.contains("|postgres|1|0|0|0|1|");
+    assert_eq!(pools.lines().filter(linked).count(), 1, "{pools}");
+    assert_eq!(pools.lines().filter(|row| row.starts_with("app|")).count(), 1, "{pools}");
+    reader.run("commit")?;
     let changes = pooler.console("show switchovers")?;
     assert!(changes.contains("|failover|") && changes.lines().count() == 1, "{changes}");
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::fast::RandomState;
 use switchyard_core::console::Show;
 use switchyard_core::console::tables::{self, Row, TableColumn};
-use switchyard_core::ids::Ticket;
+use switchyard_core::ids::{LaneId, Ticket};
 use switchyard_io::Key;
 
 use crate::entries::Entry;
@@ -33,8 +33,9 @@ pub enum Question {
     Suspend,
 }
 
-/// Numbers of pools, by the address of each.
-pub(super) type Tallies = HashMap<usize, Tally, RandomState>;
+/// Numbers of pools, by the address of each and the node that they are about; clients that are not
+/// linked are at none.
+pub(super) type Tallies = HashMap<(usize, Option<LaneId>), Tally, RandomState>;
 
 /// What was found so far.
 #[derive(Debug, Default)]

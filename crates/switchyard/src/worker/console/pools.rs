@@ -1,9 +1,11 @@
 //! SHOW POOLS, SHOW LISTS and SHOW MEM, from what the workers counted.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use switchyard_config::value::Value as _;
 use switchyard_core::console::tables::Row;
+use switchyard_core::ids::LaneId;
+use switchyard_core::pool::Counts;
 
 use crate::entries::Entry;
 use crate::pools::SharedPool;
@@ -17,7 +19,7 @@ use crate::worker::console::tables::text;
 use crate::worker::server::{Server, Stage as ServerStage, Use};
 
 /// What workers know of a pool.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     active: usize,
     waiting: usize,
@@ -37,6 +39,15 @@ impl Tally {
         self.cancels_waiting += other.cancels_waiting;
         self.being_canceled += other.being_canceled;
         self.testing += other.testing;
+    }
+
+    fn remove(&mut self, part: &Tally) {
+        self.active -= part.active;
+        self.waiting -= part.waiting;
+        self.cancels_active -= part.cancels_active;
+        self.cancels_waiting -= part.cancels_waiting;
+        self.being_canceled -= part.being_canceled;
+        self.testing -= part.testing;
     }
 }
 
@@ -62,12 +73,52 @@ impl Parts {
     }
 }
 
+/// Nodes of a pool with rows of their own: all but the writer.
+fn other_nodes(pool: &SharedPool) -> Vec<(String, LaneId)> {
+    if !pool.entry.is_cluster() {
+        return Vec::new();
+    }
+    let view = pool.entry.view();
+    let others = view.nodes.iter().filter(|node| Some(node.id) != view.writer);
+    others.map(|node| (node.name.clone(), LaneId(node.id.0))).collect()
+}
+
+fn less(all: Counts, part: Counts) -> Counts {
+    Counts {
+        busy: all.busy.saturating_sub(part.busy),
+        idle: all.idle.saturating_sub(part.idle),
+        used: all.used.saturating_sub(part.used),
+        testing: all.testing.saturating_sub(part.testing),
+        opening: all.opening.saturating_sub(part.opening),
+        waiting: all.waiting,
+    }
+}
+
+fn pool_row(pool: &SharedPool, name: &str, tally: &Tally, counts: Counts, wait: Duration) -> Row {
+    let owned = (counts.busy + counts.testing).saturating_sub(tally.being_canceled);
+    let definition = pool.entry.definition();
+    let balance = definition.load_balance_hosts.show();
+    let mut row = vec![text(name), text(&pool.user)];
+    row.extend([tally.active, tally.waiting].map(text));
+    row.extend([tally.cancels_active, tally.cancels_waiting].map(text));
+    row.push(text(owned.saturating_sub(tally.testing)));
+    row.extend([tally.cancels_active, tally.being_canceled].map(text));
+    row.extend([counts.idle, counts.used, tally.testing].map(text));
+    row.push(text(counts.opening + tally.cancels_waiting));
+    row.extend([text(wait.as_secs()), text(wait.subsec_micros())]);
+    row.push(pool.mode().show());
+    row.push(if definition.hosts.len() > 1 { balance } else { None });
+    row
+}
+
 impl Worker {
     pub(super) fn tallies(&self) -> Tallies {
         let mut tallies = Tallies::default();
         for (_, client) in self.clients.iter() {
             let Some(place) = &client.place else { continue };
-            let tally: &mut Tally = tallies.entry(address(&place.pool)).or_default();
+            let linked = client.server().and_then(|slot| self.servers.get(slot)?.here.as_ref());
+            let lane = linked.map(|server| server.lane);
+            let tally: &mut Tally = tallies.entry((address(&place.pool), lane)).or_default();
             match &client.stage {
                 Stage::Session(_, Activity::Waiting) | Stage::AwaitingWelcome(_) => {
                     tally.waiting += 1;
@@ -82,7 +133,7 @@ impl Worker {
         }
         for (_, slot) in self.servers.iter() {
             let Some(server) = &slot.here else { continue };
-            let tally = tallies.entry(address(&slot.pool)).or_default();
+            let tally = tallies.entry((address(&slot.pool), Some(server.lane))).or_default();
             match server.stage {
                 ServerStage::Ready(_, Use::Testing | Use::RollingBack) => tally.testing += 1,
                 ServerStage::Ready(_, Use::BeingCanceled) => tally.being_canceled += 1,
@@ -91,7 +142,8 @@ impl Worker {
         }
         for (_, outgoing) in self.cancels.iter() {
             let Some(slot) = self.servers.get(outgoing.slot()) else { continue };
-            let tally = tallies.entry(address(&slot.pool)).or_default();
+            let lane = slot.here.as_ref().map(|server| server.lane);
+            let tally = tallies.entry((address(&slot.pool), lane)).or_default();
             match outgoing.progress() {
                 Progress::Waiting | Progress::Connecting | Progress::Asked | Progress::Shaking => {
                     tally.cancels_waiting += 1
@@ -106,24 +158,27 @@ impl Worker {
         let now = Instant::now();
         let mut rows = Vec::new();
         for pool in self.shared.pools() {
-            let tally = tallies.get(&address(&pool)).copied().unwrap_or_default();
-            let counts = pool.lock().machine.counts(now, None);
-            let owned = (counts.busy + counts.testing).saturating_sub(tally.being_canceled);
+            let own = |lane: Option<LaneId>| {
+                tallies.get(&(address(&pool), lane)).copied().unwrap_or_default()
+            };
+            let mut whole = Tally::default();
+            let of_pool = tallies.iter().filter(|((at, _), _)| *at == address(&pool));
+            of_pool.for_each(|(_, tally)| whole.add(tally));
+            let mut counts = pool.lock().machine.counts(now, None);
+            for (node, lane) in other_nodes(&pool) {
+                let (tally, here) = (own(Some(lane)), pool.lock().machine.counts(now, Some(lane)));
+                let here = Counts { waiting: 0, ..here };
+                if tally == Tally::default() && here == Counts::default() {
+                    continue;
+                }
+                whole.remove(&tally);
+                counts = less(counts, here);
+                let name = format!("{}@{node}", pool.entry.name);
+                rows.push(pool_row(&pool, &name, &tally, here, Duration::ZERO));
+            }
             let wait = pool.oldest_wait().map(|since| now.saturating_duration_since(since));
             let wait = wait.unwrap_or_default();
-            let definition = pool.entry.definition();
-            let balance = definition.load_balance_hosts.show();
-            let mut row = vec![text(&pool.entry.name), text(&pool.user)];
-            row.extend([tally.active, tally.waiting].map(text));
-            row.extend([tally.cancels_active, tally.cancels_waiting].map(text));
-            row.push(text(owned.saturating_sub(tally.testing)));
-            row.extend([tally.cancels_active, tally.being_canceled].map(text));
-            row.extend([counts.idle, counts.used, tally.testing].map(text));
-            row.push(text(counts.opening + tally.cancels_waiting));
-            row.extend([text(wait.as_secs()), text(wait.subsec_micros())]);
-            row.push(pool.mode().show());
-            row.push(if definition.hosts.len() > 1 { balance } else { None });
-            rows.push(row);
+            rows.push(pool_row(&pool, &pool.entry.name, &whole, counts, wait));
         }
         let mut console = vec![text(CONSOLE), text(CONSOLE), text(self.shared.consoles())];
         console.extend(std::iter::repeat_n(text(0), 12));
