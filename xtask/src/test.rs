@@ -1,5 +1,9 @@
 //! Every check, one after the other; all run even if one fails.
+//!
+//! Integration tests start servers and clients by the hundred, on whatever machine there is. One
+//! that fails gets a second run by itself; only what fails again counts, and both are printed.
 
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -34,7 +38,7 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     } else {
         println!("== cargo deny is not installed: left out");
     }
-    outcomes.push(step(root, &["test", "--workspace", "--no-fail-fast"]));
+    outcomes.push(tests(root));
     let failed = outcomes.iter().filter(|passed| !**passed).count();
     println!("\n{} passed, {failed} failed", outcomes.len() - failed);
     if failed == 0 { Ok(()) } else { Err("not everything passed".into()) }
@@ -42,14 +46,110 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
 
 fn step(root: &Path, arguments: &[&str]) -> bool {
     println!("== cargo {}", arguments.join(" "));
-    let mut command = Command::new("cargo");
-    command.args(arguments).current_dir(root).stdin(Stdio::null());
-    command.env("SWITCHYARD_POSTGRES", "1").env("SWITCHYARD_DRIVERS", root.join(DRIVERS));
+    let mut command = cargo(root, arguments);
     match command.status() {
         Ok(status) => status.success(),
         Err(error) => {
             println!("{command:?}: {error}");
             false
         }
+    }
+}
+
+fn cargo(root: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(root).stdin(Stdio::null());
+    command.env("SWITCHYARD_POSTGRES", "1").env("SWITCHYARD_DRIVERS", root.join(DRIVERS));
+    command
+}
+
+/// All tests; those of the integration suite that fail are run again, one at a time.
+fn tests(root: &Path) -> bool {
+    let arguments = ["test", "--workspace", "--no-fail-fast"];
+    println!("== cargo {}", arguments.join(" "));
+    let failures = match watched(cargo(root, &arguments)) {
+        Ok(failures) => failures,
+        Err(error) => {
+            println!("cargo test: {error}");
+            return false;
+        }
+    };
+    match failures {
+        Failures::None => true,
+        Failures::Integration(names) => {
+            println!("{} failed beside all the others:\n  {}", names.len(), names.join("\n  "));
+            let mut again = vec!["test", "-p", "switchyard", "--test", "it", "--"];
+            again.extend(["--test-threads=1", "--exact"]);
+            again.extend(names.iter().map(String::as_str));
+            step(root, &again)
+        }
+        Failures::Others => false,
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Failures {
+    None,
+    /// Tests of the integration suite only, by name.
+    Integration(Vec<String>),
+    Others,
+}
+
+/// Runs tests, prints what they print, and tells what failed.
+fn watched(mut command: Command) -> io::Result<Failures> {
+    let (reader, writer) = io::pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    // The command holds the writing ends: without it the last line is followed by the end.
+    drop(command);
+    let lines = BufReader::new(reader).lines().map_while(Result::ok);
+    let found = failures(lines.inspect(|line| println!("{line}")));
+    match (child.wait()?.success(), found) {
+        (true, _) => Ok(Failures::None),
+        (false, Failures::None) => Ok(Failures::Others),
+        (false, found) => Ok(found),
+    }
+}
+
+fn failures(lines: impl Iterator<Item = String>) -> Failures {
+    let (mut names, mut others, mut listing) = (Vec::new(), 0, false);
+    for line in lines {
+        match line.strip_prefix("    ") {
+            Some(name) if listing => names.push(name.to_string()),
+            _ => listing = line == "failures:",
+        }
+        if let Some(suite) = line.strip_prefix("error: test failed, to rerun pass ") {
+            others += usize::from(!suite.contains("--test it"));
+        }
+        others += usize::from(line.starts_with("error: could not compile"));
+    }
+    match (others, names.is_empty()) {
+        (0, true) => Failures::None,
+        (0, false) => Failures::Integration(names),
+        _ => Failures::Others,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Failures {
+        failures(text.lines().map(String::from))
+    }
+
+    #[test]
+    fn only_integration_tests_are_run_again() {
+        assert_eq!(of("test a::b ... ok\ntest result: ok. 1 passed"), Failures::None);
+        let suite = "test pools::two ... FAILED\n\nfailures:\n\n---- pools::two stdout ----\n\
+                     \x20   no name\n\nfailures:\n    pools::two\n\ntest result: FAILED.\n\
+                     error: test failed, to rerun pass `-p switchyard --test it`\n";
+        let names = vec!["pools::two".to_string()];
+        assert_eq!(of(suite), Failures::Integration(names));
+        let other = "failures:\n    queue\n\n\
+                     error: test failed, to rerun pass `-p switchyard-core --lib`\n";
+        assert_eq!(of(other), Failures::Others);
+        assert_eq!(of(&format!("{suite}{other}")), Failures::Others);
+        assert_eq!(of("error: could not compile `x`"), Failures::Others);
     }
 }
