@@ -122,6 +122,7 @@ fn start(path: &Path, arguments: &Arguments, log: &Arc<Log>) -> Result<Never, St
             .spawn(move || Worker::new(id, seat, shared, listeners).run())
             .map_err(|error| format!("cannot start a thread: {error}"))?;
     }
+    let caught = signals::catch()?;
     process::write_pidfile(&pidfile)?;
     shared.remains.add_file(PathBuf::from(pidfile));
     let libraries = LIBRARIES.join(", ");
@@ -130,6 +131,6 @@ fn start(path: &Path, arguments: &Arguments, log: &Arc<Log>) -> Result<Never, St
     if arguments.in_background {
         process::settle_in_background(log)?;
     }
-    signals::serve(&shared, Duration::from_millis(100))?;
+    signals::serve(&caught, &shared, Duration::from_millis(100));
     Err("signals cannot be received any more".into())
 }

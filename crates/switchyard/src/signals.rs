@@ -1,7 +1,7 @@
 //! Signals, and the ends of shutdowns that wait.
 
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
@@ -11,9 +11,12 @@ use switchyard_core::lifecycle::Phase;
 use crate::log::Level;
 use crate::shared::Shared;
 
-/// Serves signals in the calling thread until the process ends; looks every `interval` whether a
-/// shutdown has come to its end.
-pub fn serve(shared: &Arc<Shared>, interval: Duration) -> Result<(), String> {
+/// Signals that wait to be served.
+#[derive(Debug)]
+pub struct Caught(Receiver<i32>);
+
+/// From now on signals wait to be served. Who is told that the process is up may send some at once.
+pub fn catch() -> Result<Caught, String> {
     let all = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE];
     let mut signals = Signals::new(all).map_err(|error| format!("no signals: {error}"))?;
     let (sender, receiver) = channel();
@@ -24,13 +27,19 @@ pub fn serve(shared: &Arc<Shared>, interval: Duration) -> Result<(), String> {
             }
         }
     });
+    Ok(Caught(receiver))
+}
+
+/// Serves signals in the calling thread until the process ends; looks every `interval` whether a
+/// shutdown has come to its end.
+pub fn serve(caught: &Caught, shared: &Arc<Shared>, interval: Duration) {
     loop {
         let ending = shared.lifecycle().is_ending();
         let wait = if ending { interval } else { Duration::from_secs(3600) };
-        match receiver.recv_timeout(wait) {
+        match caught.0.recv_timeout(wait) {
             Ok(signal) => act(shared, signal),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => return,
         }
         end_if_done(shared);
     }
