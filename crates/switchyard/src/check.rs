@@ -4,11 +4,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use switchyard_auth::userlist;
-use switchyard_config::{Config, Severity, load, reason};
+use switchyard_config::{AuthType, Config, Severity, load, reason};
 
-use crate::listen;
+use crate::access::Access;
+use crate::log::{Level, Log, Stderr};
+use crate::rules::NativeRules;
 use crate::services::names;
+use crate::{cluster_settings, listen, reload};
 
 /// Longest path of a unix socket, in bytes.
 const UNIX_PATH_MAX: usize = 107;
@@ -48,26 +50,39 @@ fn word(severity: Severity) -> &'static str {
     }
 }
 
-/// What only shows when other files and the system are looked at.
+/// What only shows when other files and the system are looked at: the same steps as at start.
 fn beyond(config: &Config) -> Vec<(Severity, String)> {
-    let settings = &config.settings;
-    let mut lines = Vec::new();
-    let mut say = |severity, text: String| lines.push((severity, text));
-    if let Some(file) = settings.auth_file.as_deref().filter(|file| !file.is_empty()) {
-        match std::fs::read(file) {
-            Ok(text) => {
-                if let Some(error) = userlist::parse(&text).error {
-                    say(Severity::Error, format!("{error}: {file}"));
-                }
-            }
-            Err(error) => {
-                let text = format!("could not open auth_file {file}: {}", reason(&error));
-                say(Severity::Error, text);
-            }
-        }
+    let log = Log::new(Stderr::Quiet);
+    let mut config = config.clone();
+    let rules = NativeRules::new(&config);
+    rules.err().iter().flatten().for_each(|error| log.write(Level::Error, error));
+    cluster_settings::complete(&mut config, &log);
+    // A line that says nothing is an error here, even where it would be passed over.
+    config.settings.auth_hba_strict = true;
+    if let Err(text) = Access::load(&config, &Access::default(), &log) {
+        log.write(Level::Error, &text);
     }
+    if reload::load_tls(&config, &log).is_some() {
+        missing_files(&config, &log);
+    }
+    if let Err(text) = names::check(&config.settings.resolv_conf) {
+        log.write(Level::Error, &text);
+    }
+    sockets(&config, &log);
+    let severity = |level| match level {
+        Level::Fatal | Level::Error => Severity::Error,
+        Level::Warning => Severity::Warning,
+        Level::Log | Level::Debug | Level::Noise => Severity::Advice,
+    };
+    log.take_early().into_iter().map(|(level, text)| (severity(level), text)).collect()
+}
+
+/// Files that are named and not read with these settings.
+fn missing_files(config: &Config, log: &Log) {
+    let settings = &config.settings;
+    let hba = if settings.auth_type == AuthType::Hba { "" } else { &settings.auth_hba_file };
     for (key, file) in [
-        ("auth_hba_file", settings.auth_hba_file.as_str()),
+        ("auth_hba_file", hba),
         ("client_tls_ca_file", &settings.client_tls_ca_file),
         ("client_tls_cert_file", &settings.client_tls_cert_file),
         ("client_tls_key_file", &settings.client_tls_key_file),
@@ -76,23 +91,23 @@ fn beyond(config: &Config) -> Vec<(Severity, String)> {
         ("server_tls_key_file", &settings.server_tls_key_file),
     ] {
         if let Some(Err(error)) = (!file.is_empty()).then(|| std::fs::metadata(file)) {
-            say(Severity::Error, format!("{key} {file}: {}", reason(&error)));
+            log.write(Level::Error, &format!("{key} {file}: {}", reason(&error)));
         }
     }
-    if let Err(text) = names::check(&settings.resolv_conf) {
-        say(Severity::Error, text);
-    }
+}
+
+fn sockets(config: &Config, log: &Log) {
+    let settings = &config.settings;
     if u16::try_from(settings.listen_port).is_err() {
-        say(Severity::Error, "listen_port is no port number".into());
+        log.write(Level::Error, "listen_port is no port number");
     }
     match listen::unix_path(settings) {
         Some(path) if path.len() > UNIX_PATH_MAX => {
-            say(Severity::Error, format!("{path} is longer than {UNIX_PATH_MAX} bytes"));
+            log.write(Level::Error, &format!("{path} is longer than {UNIX_PATH_MAX} bytes"));
         }
         None if settings.listen_addr.list.is_empty() => {
-            say(Severity::Error, "nowhere to listen on".into());
+            log.write(Level::Error, "nowhere to listen on");
         }
         Some(_) | None => {}
     }
-    lines
 }

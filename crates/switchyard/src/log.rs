@@ -69,10 +69,28 @@ struct Sink {
     path: Option<PathBuf>,
     file: Option<File>,
     ending: Ending,
+    /// Lines from before it is known where the log is, for the file.
+    early: Vec<Early>,
+    place: Place,
     complained: Option<Instant>,
     clock: Clock,
     /// The line under work: its room is used again and again.
     line: Vec<u8>,
+}
+
+/// A line that waits for the log file.
+#[derive(Clone, Debug)]
+struct Early {
+    level: Level,
+    text: String,
+    line: Vec<u8>,
+}
+
+/// Whether it is known where the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Unknown,
+    Known,
 }
 
 /// The texts of the current second.
@@ -94,6 +112,8 @@ enum Ending {
 
 /// Largest buffer for a line that is kept, in bytes.
 const LINE_KEPT: usize = 4096;
+/// Lines that are kept for a log file that is not known yet.
+const EARLY_MAX: usize = 1000;
 /// Pause between two complaints about a log file that cannot be written.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -106,6 +126,8 @@ impl Log {
             path: None,
             file: None,
             ending: Ending::Whole,
+            early: Vec::new(),
+            place: Place::Unknown,
             complained: None,
             clock: Clock::default(),
             line: Vec::new(),
@@ -139,13 +161,24 @@ impl Log {
         self.lock().stderr = own_stderr(stderr);
     }
 
-    /// Names the log file; it is opened at the next line. `None` means stderr only.
+    /// Names the log file; it is opened at the next line, behind those that came before it was
+    /// known. `None` means stderr only.
     pub fn set_file(&self, path: Option<PathBuf>) {
         let mut sink = self.lock();
+        if path.is_none() {
+            sink.early = Vec::new();
+        }
+        sink.place = Place::Known;
         sink.path = path;
         sink.file = None;
         sink.ending = Ending::Whole;
         sink.complained = None;
+    }
+
+    /// Takes the lines that wait for a log file.
+    pub fn take_early(&self) -> Vec<(Level, String)> {
+        let early = std::mem::take(&mut self.lock().early);
+        early.into_iter().map(|early| (early.level, early.text)).collect()
     }
 
     /// Whether a line of `level` would be written.
@@ -189,6 +222,10 @@ impl Log {
         }
         line.push(b'\n');
         sink.write(&line);
+        if sink.place == Place::Unknown && sink.early.len() < EARLY_MAX {
+            let (text, line) = (text.to_owned(), line.clone());
+            sink.early.push(Early { level, text, line });
+        }
         if line.capacity() <= LINE_KEPT {
             sink.line = line;
         }
@@ -213,7 +250,14 @@ impl Sink {
         let Some(path) = &self.path else { return };
         if self.file.is_none() {
             match OpenOptions::new().append(true).create(true).open(path) {
-                Ok(file) => self.file = Some(file),
+                Ok(file) => {
+                    self.file = Some(file);
+                    for early in std::mem::take(&mut self.early) {
+                        if let Err(error) = self.append(&early.line) {
+                            self.complain(&error);
+                        }
+                    }
+                }
                 Err(error) => return self.complain(&error),
             }
         }

@@ -140,6 +140,52 @@ fn a_file_is_checked() -> io::Result<()> {
 }
 
 #[test]
+fn a_check_reads_what_a_start_reads() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let place = Workplace::new()?;
+    place.write("hba", "local all all trust\nhost all all nonsense md5\n")?;
+    place.write("broken", "\"a\" \"b\"\nbroken\n")?;
+    let check = || place.run(place.command(program()).args(["check", "pooler.ini"]));
+    for (settings, lines) in [
+        (
+            "auth_type = hba\nauth_hba_file = hba",
+            &[
+                "WARNING hba line 2: failed to parse address - nonsense\n",
+                "WARNING could not parse hba config line 2\n",
+                "ERROR hba config file hba has lines that cannot be used\n",
+            ][..],
+        ),
+        (
+            "auth_type = hba\nauth_hba_file = none",
+            &["ERROR could not open hba config file none: No such file or directory\n"],
+        ),
+        ("auth_file = broken", &["ERROR broken auth file\n"]),
+        (
+            "client_tls_sslmode = require",
+            &["ERROR To allow TLS connections from clients, client_tls_key_file and \
+               client_tls_cert_file must be set.\n"],
+        ),
+        (
+            "server_tls_sslmode = verify-full\nserver_tls_ca_file = none",
+            &["ERROR TLS setup failed: ", "No such file or directory\n"],
+        ),
+        ("server_tls_ciphers = NONSENSE", &["ERROR invalid server_tls_ciphers: NONSENSE\n"]),
+        ("[routes]\nx = query='(' -> d", &["ERROR "]),
+        ("[databases]\nd = topology_query=q", &["ERROR topology_query of database \"d\" needs"]),
+    ] {
+        place.ini(settings)?;
+        let said = check()?;
+        assert_eq!(said.code, Some(1), "{settings} {said:?}");
+        for line in lines {
+            assert!(said.stdout.contains(line), "{line} {}", said.stdout);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn the_example_is_right() -> io::Result<()> {
     if !wanted() {
         return Ok(());
@@ -161,12 +207,16 @@ fn a_start_says_what_it_does_in_order() -> io::Result<()> {
         return Ok(());
     }
     let place = Workplace::new()?;
-    place.ini("pidfile = pid\nlisten_addr = 127.0.0.1, 192.0.2.1\nmax_client_conn = 50")?;
+    // The file is only known when all of it was read.
+    place.ini(
+        "pidfile = pid\nlisten_addr = 127.0.0.1, 192.0.2.1\nmax_client_conn = 50\nsyslog = 0",
+    )?;
     let pooler = place.up(program())?;
     let log = place.read("log");
     let mut rest = log.as_str();
     for text in [
-        " LOG kernel file descriptor limit: ".to_string(),
+        " WARNING setting syslog has no effect in this version\n".to_string(),
+        " LOG kernel file descriptor limit: ".into(),
         "); max_client_conn: 50, max expected fd use: 62\n".into(),
         format!(" LOG listening on 127.0.0.1:{}\n", place.port),
         format!(
