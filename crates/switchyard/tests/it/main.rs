@@ -2,11 +2,13 @@
 //! itself `cargo test` needs no PostgreSQL and leaves them out.
 
 mod console;
+mod cookbook;
 mod drivers;
 mod failures;
 mod hook_contract;
 mod hook_host;
 mod hook_module;
+mod hook_python;
 mod hook_routes;
 mod hook_trial;
 mod hooks;
