@@ -293,7 +293,8 @@ impl Crowd {
                 }
             }
             Event::CancelClosed(key) => self.pooler.cancel_closed(env, key),
-            Event::Watch | Event::Ask(_) | Event::Answer(_) | Event::Sign => {}
+            Event::Watch | Event::Ask(_) | Event::Answer(_) | Event::Replicate(_) | Event::Sign => {
+            }
         }
     }
 

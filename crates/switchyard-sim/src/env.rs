@@ -123,6 +123,8 @@ pub enum Event {
     Ask(u64),
     /// Its answer arrives.
     Answer(u64),
+    /// What a node has committed reaches its standbys.
+    Replicate(usize),
     /// Something seen by workers reaches the thread that watches the cluster.
     Sign,
     /// A cancel request of a worker arrives at a node, for this session.

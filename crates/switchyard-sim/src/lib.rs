@@ -10,6 +10,7 @@
 #![allow(clippy::panic)]
 
 pub mod actor;
+pub mod cluster;
 pub mod crowd;
 pub mod env;
 pub mod net;
@@ -18,6 +19,8 @@ pub mod pooler;
 pub mod postgres;
 pub mod random;
 pub mod script;
+pub mod watch;
+pub mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -28,6 +31,8 @@ pub use env::Trace;
 pub enum Kind {
     /// Plain pools.
     Crowd,
+    /// A cluster.
+    Cluster,
 }
 
 /// Runs the world of a seed; answers what there is to say about it, or why it is wrong.
@@ -35,6 +40,7 @@ pub fn run(kind: Kind, seed: u64, trace: Option<&Trace>) -> Result<String, Strin
     let trace = trace.cloned();
     let world = move || match kind {
         Kind::Crowd => crowd::Crowd::new(seed, trace).run(),
+        Kind::Cluster => cluster::Town::new(seed, trace).run(),
     };
     catch_unwind(AssertUnwindSafe(world)).map_err(|payload| {
         let text = payload.downcast_ref::<String>().cloned();

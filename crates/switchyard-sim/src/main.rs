@@ -14,7 +14,7 @@ struct Arguments {
     /// How many worlds of each kind.
     #[arg(long, default_value_t = 1)]
     runs: u64,
-    /// Only this kind: crowd.
+    /// Only this kind: crowd or cluster.
     #[arg(long)]
     kind: Option<String>,
     /// Shows what happened in every world.
@@ -25,7 +25,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     std::panic::set_hook(Box::new(|_| {}));
-    for (name, kind) in [("crowd", Kind::Crowd)] {
+    for (name, kind) in [("crowd", Kind::Crowd), ("cluster", Kind::Cluster)] {
         if arguments.kind.as_ref().is_some_and(|wanted| wanted != name) {
             continue;
         }

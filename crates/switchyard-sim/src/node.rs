@@ -299,6 +299,25 @@ impl Node {
         }
     }
 
+    /// It becomes a standby. Sessions live on in which nothing is under way.
+    pub fn demote(&mut self, env: &mut Env) {
+        self.disk.position = Position::Standby;
+        let busy = |backend: &Backend| backend.session.as_ref().is_some_and(|s| !s.is_clean());
+        let busy = self.sessions.iter().filter(|(_, backend)| busy(backend));
+        for id in busy.map(|(id, _)| *id).collect::<Vec<_>>() {
+            if let Some(backend) = self.sessions.remove(&id) {
+                Self::end(env, &backend);
+            }
+        }
+        for id in self.sessions.keys().copied().collect::<Vec<_>>() {
+            let session = self.sessions.get_mut(&id).and_then(|b| b.session.as_mut());
+            if let Some(session) = session.filter(|session| session.sleeps().is_none()) {
+                session.report("in_hot_standby", "on");
+            }
+            self.flush(env, id);
+        }
+    }
+
     /// It is promoted, and its sessions live on.
     pub fn promote(&mut self, env: &mut Env, timeline: u32) {
         self.disk.position = Position::Writer;

@@ -97,6 +97,7 @@ impl Lost {
 
     /// Something of unknown text was sent.
     pub(super) fn unknown(&mut self) {
+        self.more();
         self.doubt = Doubt::MayHaveEnded;
     }
 
@@ -407,6 +408,17 @@ mod tests {
         let told = lose(&mut lost, owed(Status::Idle, 1, Group::Ended), Predicted::AsReported);
         assert_eq!(told, "08007 ZI");
         assert!(!lost.is_playing());
+    }
+
+    #[test]
+    fn a_statement_of_unknown_text_ends_a_lone_begin() {
+        let mut lost = Lost::default();
+        lost.query(b"begin", Status::Idle, 0);
+        lost.unknown();
+        let told = lose(&mut lost, owed(Status::Block, 0, Group::Ended), Predicted::AsReported);
+        assert_eq!(told, "");
+        assert_eq!(lost.again(), None);
+        assert_eq!(play(&mut lost, &[(b'Q', b"select 1\0")]), "08006 ZE");
     }
 
     #[test]

@@ -285,8 +285,6 @@ pub struct PoolCell {
 pub struct Entry {
     /// What pools know.
     pub view: View,
-    /// What each worker has heard of.
-    pub seen: Vec<View>,
     /// What workers have seen and nobody has looked at.
     pub signs: VecDeque<(NodeId, SignalKind)>,
 }
