@@ -23,10 +23,16 @@ pub struct Pooler {
 const TICKS: u64 = 100;
 
 /// Runs SQL through psql; answers unaligned rows without headers.
-pub(crate) fn psql(port: u16, user: &str, database: &str, sql: &str) -> io::Result<String> {
+pub(crate) fn psql(
+    host: &str,
+    port: u16,
+    user: &str,
+    database: &str,
+    sql: &str,
+) -> io::Result<String> {
     run(Command::new(postgres::programs()?.join("psql"))
         .env("PGPASSWORD", "secret")
-        .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", user])
+        .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", host, "-U", user])
         .args(["-p", &port.to_string(), "-d", database, "-c", sql]))
 }
 
@@ -93,7 +99,7 @@ impl Pooler {
 
     /// Runs SQL as a user on a database.
     pub fn sql(&self, user: &str, database: &str, sql: &str) -> io::Result<String> {
-        psql(self.port, user, database, sql)
+        psql("127.0.0.1", self.port, user, database, sql)
     }
 
     /// Opens a session that stays.

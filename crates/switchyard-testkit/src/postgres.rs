@@ -10,8 +10,10 @@ use crate::{Certificates, directory, free_port, run, unprivileged, wait_until};
 /// A running server; the superuser is `postgres`, who needs no password on the loopback.
 #[derive(Debug)]
 pub struct Postgres {
-    /// TCP port on 127.0.0.1.
+    /// TCP port.
     pub port: u16,
+    address: String,
+    programs: PathBuf,
     directory: tempfile::TempDir,
 }
 
@@ -28,11 +30,16 @@ pub fn programs() -> io::Result<PathBuf> {
 impl Postgres {
     /// Makes a cluster and starts it, with `hba` lines in front of trust for everybody.
     pub fn start(hba: &str) -> io::Result<Self> {
-        let directory = directory()?;
-        let port = free_port()?;
-        let server = Postgres { port, directory };
+        Self::start_of(&programs()?, hba)
+    }
+
+    /// The same with the programs of this directory.
+    pub fn start_of(programs: &Path, hba: &str) -> io::Result<Self> {
+        let (directory, port) = (directory()?, free_port()?);
+        let (address, programs) = ("127.0.0.1".into(), programs.to_owned());
+        let server = Postgres { port, address, programs, directory };
         let data = server.data();
-        run(unprivileged(&programs()?.join("initdb"))
+        run(unprivileged(&server.programs.join("initdb"))
             .args(["-A", "trust", "-U", "postgres", "-N", "-D"])
             .arg(&data))?;
         let file = data.join("pg_hba.conf");
@@ -52,9 +59,15 @@ impl Postgres {
 
     /// A streaming standby of this server.
     pub fn standby(&self) -> io::Result<Self> {
-        let server = Postgres { port: free_port()?, directory: directory()? };
-        run(unprivileged(&programs()?.join("pg_basebackup"))
-            .args(["-R", "-X", "stream", "-c", "fast", "-h", "127.0.0.1", "-U", "postgres"])
+        self.standby_at("127.0.0.1", free_port()?)
+    }
+
+    /// The same at another place.
+    pub fn standby_at(&self, address: &str, port: u16) -> io::Result<Self> {
+        let (address, programs) = (address.to_owned(), self.programs.clone());
+        let server = Postgres { port, address, programs, directory: directory()? };
+        run(unprivileged(&self.programs.join("pg_basebackup"))
+            .args(["-R", "-X", "stream", "-c", "fast", "-h", &self.address, "-U", "postgres"])
             .args(["-p", &self.port.to_string(), "-D"])
             .arg(server.data()))?;
         server.launch()?;
@@ -63,7 +76,8 @@ impl Postgres {
 
     /// Makes this server, ended or a standby, a standby of `writer`.
     pub fn follow(&self, writer: &Postgres) -> io::Result<()> {
-        let conninfo = format!("host=127.0.0.1 port={} user=postgres", writer.port);
+        let Postgres { address, port, .. } = writer;
+        let conninfo = format!("host={address} port={port} user=postgres");
         let running = self.data().join("postmaster.pid").exists();
         if running {
             self.sql(&format!("alter system set primary_conninfo = '{conninfo}'"))?;
@@ -98,7 +112,7 @@ impl Postgres {
     }
 
     fn control(&self) -> io::Result<Command> {
-        let mut command = unprivileged(&programs()?.join("pg_ctl"));
+        let mut command = unprivileged(&self.programs.join("pg_ctl"));
         command.arg("-D").arg(self.data()).arg("-w").arg("-l").arg(self.log());
         Ok(command)
     }
@@ -110,10 +124,11 @@ impl Postgres {
     /// Starts it (again).
     pub fn launch(&self) -> io::Result<()> {
         let options = format!(
-            "-p {} -k {} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200 \
+            "-p {} -k {} -c listen_addresses={} -c fsync=off -c max_connections=200 \
              -c wal_retrieve_retry_interval=100ms -c wal_keep_size=128MB",
             self.port,
-            self.directory.path().display()
+            self.directory.path().display(),
+            self.address
         );
         run(self.control()?.args(["-o", &options, "start"])).map(drop)
     }
@@ -153,7 +168,7 @@ impl Postgres {
 
     /// Runs SQL on the server itself.
     pub fn sql(&self, sql: &str) -> io::Result<String> {
-        crate::pooler::psql(self.port, "postgres", "postgres", sql)
+        crate::pooler::psql(&self.address, self.port, "postgres", "postgres", sql)
     }
 }
 

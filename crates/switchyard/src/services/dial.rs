@@ -38,6 +38,10 @@ pub(super) fn lost(error: &io::Error) -> Failure {
         | io::ErrorKind::ConnectionAborted => FailureKind::Closed,
         _ => FailureKind::Unreachable,
     };
+    // A peer that ends TCP without the good-bye of TLS has closed the connection as well.
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return failure(kind, "the server closed the connection");
+    }
     failure(kind, error.to_string())
 }
 

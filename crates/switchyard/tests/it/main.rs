@@ -1,6 +1,7 @@
 //! The binary in front of a real PostgreSQL, seen from outside. `cargo xtask test` runs these; by
 //! itself `cargo test` needs no PostgreSQL and leaves them out.
 
+mod aws;
 mod console;
 mod cookbook;
 mod drivers;
