@@ -14,6 +14,7 @@ use crate::packages;
 mod logins;
 
 /// What to measure.
+#[derive(Clone)]
 pub(crate) struct Plan {
     /// Names of scenarios; none means all.
     pub(crate) scenarios: Vec<String>,
@@ -23,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) seconds: u32,
     /// Interleaved runs.
     pub(crate) rounds: usize,
+    /// Parts of the names of changes of writer; none means all.
+    pub(crate) changes: Vec<String>,
 }
 
 /// A program under test.
@@ -142,10 +145,10 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
         compare("CPU s per GB, COPY IN", plan, subjects, |subject| copy_in(subject, &server))?;
     }
     if wanted("switchover") {
-        crate::switchover::run(&subjects[0].program, plan.rounds)?;
+        crate::switchover::run(&subjects[0].program, plan.rounds, &plan.changes)?;
     }
     if wanted("idle") {
-        let once = Plan { rounds: 1, scenarios: Vec::new(), poolers: Vec::new(), ..*plan };
+        let once = Plan { rounds: 1, ..plan.clone() };
         compare("KiB per idle client", &once, subjects, |subject| idle(subject, &server))?;
     }
     Ok(())

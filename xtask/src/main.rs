@@ -71,6 +71,9 @@ enum Task {
         /// Interleaved runs, of which the median counts.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
+        /// Of `switchover`, only changes whose name has this in it.
+        #[arg(long)]
+        change: Vec<String>,
     },
 }
 
@@ -89,8 +92,9 @@ fn main() -> ExitCode {
             sim::run(&root(), &sim::Plan { seed, runs, kind, trace })
         }
         Task::Fuzz { seconds } => fuzz::run(&root(), seconds),
-        Task::Bench { scenarios, pooler, seconds, rounds } => {
-            bench::run(&root(), &bench::Plan { scenarios, poolers: pooler, seconds, rounds })
+        Task::Bench { scenarios, pooler, seconds, rounds, change } => {
+            let plan = bench::Plan { scenarios, poolers: pooler, seconds, rounds, changes: change };
+            bench::run(&root(), &plan)
         }
     };
     match result {

@@ -45,14 +45,18 @@ const KINDS: [(Kind, usize, &str); 7] = [
     (Kind::Restarted, IDLE, "restart in place"),
 ];
 
-/// Runs every kind so many times and prints a row for each: medians and, in brackets, worst runs.
-pub(crate) fn run(program: &Path, rounds: usize) -> io::Result<()> {
-    rest(program)?;
+/// Runs every kind so many times, or only those with such a name, and prints a row for each:
+/// medians and, in brackets, worst runs.
+pub(crate) fn run(program: &Path, rounds: usize, wanted: &[String]) -> io::Result<()> {
+    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
+    if wants("at rest") {
+        rest(program)?;
+    }
     println!(
         "| change | first ms | median ms | last ms | disconnects | errors | idle | wrong rows |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for (kind, silent, name) in KINDS {
+    for (kind, silent, name) in KINDS.into_iter().filter(|(.., name)| wants(name)) {
         let (mut stalls, mut counts) = ([Vec::new(), Vec::new(), Vec::new()], [0; 4]);
         for _ in 0..rounds {
             let mut cluster = Cluster::start()?;

@@ -325,7 +325,7 @@ settings! {
     server_tls_protocols: String, Some("secure"), Some("secure"), Run, Active;
     server_tls_sslmode: SslMode, Some("prefer"), Some("prefer"), Run, Active;
     service_name: String, Some("pgbouncer"), Some("pgbouncer"), Start, Active;
-    session_relink: SessionRelink, Some("clean"), Some("clean"), Run, Inert;
+    session_relink: SessionRelink, Some("clean"), Some("clean"), Run, Active;
     session_route_links: i64, Some("4"), Some("4"), Run, Active;
     so_reuseport: bool, Some("0"), Some("0"), Start, Active;
     standby_connections: String, Some("auto"), Some("auto"), Run, Active;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
-use switchyard_config::value::{LoadBalance, LostTransaction, Value as _};
+use switchyard_config::value::{LoadBalance, LostTransaction, SessionRelink, Value as _};
 use switchyard_config::{AuthType, Config, Database, PoolMode};
 use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::Loyalty;
@@ -201,7 +201,14 @@ pub fn set_rules(snapshot: &Snapshot, definition: &Database, pool: &SharedPool) 
         wish(definition, "replay_read_only_error", snapshot.config.settings.replay_read_only_error);
     let keeps = definition.topology_query.is_some() && mode != PoolMode::Session && replay;
     pool.set_keeping(if keeps { Keeping::On } else { Keeping::Off });
-    pool.set_loyalty(if stays { Loyalty::Stays } else { Loyalty::Leaves });
+    let own = definition.other("session_relink").and_then(SessionRelink::parse);
+    let relink = own.unwrap_or(snapshot.config.settings.session_relink) == SessionRelink::Clean;
+    let returns = definition.topology_query.is_some() && mode == PoolMode::Session && relink;
+    pool.set_loyalty(match (stays, returns) {
+        (true, _) => Loyalty::Stays,
+        (false, true) => Loyalty::Returns,
+        (false, false) => Loyalty::Leaves,
+    });
 }
 
 /// Printable characters of fresh randomness.

@@ -44,7 +44,7 @@ pub struct SharedPool {
     pub stats: Box<[Stats]>,
     mode: AtomicU8,
     prepared: AtomicUsize,
-    stays: AtomicBool,
+    loyalty: AtomicU8,
     reviewed: AtomicBool,
     held: AtomicBool,
     keeps: AtomicBool,
@@ -161,7 +161,7 @@ impl SharedPool {
             stats: (0..workers).map(|_| Stats::default()).collect(),
             mode: AtomicU8::new(0),
             prepared: AtomicUsize::new(0),
-            stays: AtomicBool::new(false),
+            loyalty: AtomicU8::new(0),
             reviewed: AtomicBool::new(false),
             held: AtomicBool::new(false),
             keeps: AtomicBool::new(false),
@@ -193,13 +193,22 @@ impl SharedPool {
 
     /// Sets what becomes of a client whose server is lost.
     pub fn set_loyalty(&self, loyalty: Loyalty) {
-        self.stays.store(loyalty == Loyalty::Stays, Ordering::Relaxed);
+        let code = match loyalty {
+            Loyalty::Leaves => 0,
+            Loyalty::Stays => 1,
+            Loyalty::Returns => 2,
+        };
+        self.loyalty.store(code, Ordering::Relaxed);
     }
 
     /// What becomes of a client whose server is lost in the middle of its work.
     #[inline]
     pub fn loyalty(&self) -> Loyalty {
-        if self.stays.load(Ordering::Relaxed) { Loyalty::Stays } else { Loyalty::Leaves }
+        match self.loyalty.load(Ordering::Relaxed) {
+            0 => Loyalty::Leaves,
+            1 => Loyalty::Stays,
+            _ => Loyalty::Returns,
+        }
     }
 
     /// Sets whether first statements are kept for another server.

@@ -55,7 +55,7 @@ pub(super) fn run(
         storm(plan, subjects, server, &rsa)?;
     }
     if wanted("tls-idle") {
-        let once = Plan { rounds: 1, scenarios: Vec::new(), poolers: Vec::new(), ..*plan };
+        let once = Plan { rounds: 1, ..plan.clone() };
         compare("KiB per idle TLS client", &once, subjects, |subject| {
             idle(subject, server, &certificates, &ecdsa)
         })?;

@@ -9,4 +9,5 @@ pub mod replay;
 pub mod routes;
 pub mod session;
 pub mod startup;
+pub mod traces;
 pub mod untracked;

@@ -7,6 +7,7 @@
 
 mod extended;
 mod hooked;
+mod leaving;
 mod message;
 mod terms;
 
@@ -17,6 +18,7 @@ use crate::client::lost::{Lost, Owed};
 use crate::client::pipeline::Predicted;
 use crate::client::replay::{Answers, Fresh, Keeping, Refused, Replay};
 use crate::client::routes::{RouteId, StatementRoutes};
+use crate::client::traces::Traces;
 use crate::client::untracked::{self, Kept};
 use crate::params::{self, Params, Tracked};
 use crate::prepared::ClientStatements;
@@ -25,6 +27,7 @@ use crate::server::request::{HiddenQuery, Request};
 
 use message::{Message, is_request, question, refuse, unknown, whole};
 
+pub use leaving::Leaving;
 pub use terms::{
     Approval, Counted, Denial, Detour, Flow, Hooking, Loyalty, Misuse, Refusal, Reprepare, Rules,
     Simple, Stop, Tracking, Untracked,
@@ -56,6 +59,7 @@ pub struct Session {
     kept: Kept,
     routes: StatementRoutes,
     replay: Replay,
+    traces: Traces,
 }
 
 /// Whether a server's client is in a group of which a message was refused.
@@ -87,6 +91,7 @@ impl Session {
             kept: Kept::Nothing,
             routes: StatementRoutes::default(),
             replay: Replay::default(),
+            traces: Traces::default(),
         }
     }
 
@@ -249,6 +254,9 @@ impl Session {
                 }
             }
             _ => {}
+        }
+        if rules.loyalty == Loyalty::Returns {
+            self.look_for_traces(&m, rules)?;
         }
         match m.head.tag {
             frontend::QUERY => return self.query(link, m, flow, rules),

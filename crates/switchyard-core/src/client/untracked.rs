@@ -46,7 +46,7 @@ pub fn assigned(sql: &[u8], tracked: &Tracked) -> Option<String> {
 }
 
 /// The parameter that a SET statement sets, in lower case.
-fn set(statement: &[u8]) -> Option<String> {
+pub(super) fn set(statement: &[u8]) -> Option<String> {
     let mut words = crate::client::pipeline::words(statement);
     let mut next = || words.next().map(|word| String::from_utf8_lossy(word).to_ascii_lowercase());
     if next()? != "set" {

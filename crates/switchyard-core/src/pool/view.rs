@@ -14,6 +14,7 @@ impl Pool {
     /// The nodes of the cluster and their roles have changed. Servers of a node that lost the
     /// writer's role are closed, idle ones at once, lent ones when they come back.
     pub fn set_view(&mut self, now: Instant, roles: &[(LaneId, LaneRole)]) {
+        let mut lost: Vec<LaneId> = Vec::new();
         for &(id, role) in roles {
             match self.lane_mut(id) {
                 None => {
@@ -21,20 +22,26 @@ impl Pool {
                     self.lanes.push(lane);
                 }
                 Some(lane) => {
-                    let lost = lane.role.writes() && !role.writes();
+                    if lane.role.writes() && !role.writes() {
+                        lost.push(id);
+                    }
                     lane.role = role;
                     lane.failed = None;
-                    if lost {
-                        self.recycle_lane(id, "database configuration changed");
-                    }
                 }
             }
         }
         let gone: Vec<LaneId> = self.lanes.iter().map(|lane| lane.id).collect();
         for id in gone.into_iter().filter(|id| !roles.iter().any(|(known, _)| known == id)) {
-            self.recycle_lane(id, "database configuration changed");
+            lost.push(id);
             if let Some(lane) = self.lane_mut(id) {
                 lane.role = LaneRole::Down;
+            }
+        }
+        // Who waits comes first; the room that closed servers leave is for those who still wait.
+        if !lost.is_empty() {
+            self.serve_waiters(now);
+            for id in lost {
+                self.recycle_lane(id, "database configuration changed");
             }
         }
         self.refuse_waiters();

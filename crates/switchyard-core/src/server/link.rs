@@ -14,7 +14,7 @@ use switchyard_wire::tag::backend;
 use switchyard_wire::{build, frame, read};
 
 use crate::batch::Batch;
-use crate::client::lost;
+
 use crate::client::session::Loyalty;
 use crate::params::{Params, Tracked};
 use crate::prepared::{ClientStatements, ServerStatements};
@@ -279,7 +279,7 @@ impl Link {
                 received.signal = signal.or(received.signal);
                 received.told.extend(last_words(body, signal));
                 if show == Show::Yes && self.keeps(signal, body) {
-                    self.words = Some(lost::softened(body));
+                    self.keep(body);
                     return Show::No;
                 }
                 if self.misuse_fails(signal) {

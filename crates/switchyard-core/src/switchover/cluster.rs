@@ -23,7 +23,7 @@ use super::probe::{Answer, Facts, ProbeId, Question, SignalKind, TopologyId, Via
 use super::record::Records;
 use super::snapshot::Change;
 use super::topology::{Endpoint, Hint, Listed};
-use super::view::{NodeId, View};
+use super::view::{Gate, NodeId, View};
 
 /// How a line is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +171,8 @@ pub struct Cluster {
     pub(super) records: Records,
     pub(super) operation: Operation,
     pub(super) told: Told,
+    /// Whether an operator holds clients in the view that was last taken.
+    shown: Gate,
     effects: VecDeque<Effect>,
 }
 
@@ -214,6 +216,7 @@ impl Cluster {
             records: Records::default(),
             operation: Operation::None,
             told: Told { started: now, silence: now + REPEAT, refusals: None, error: None },
+            shown: Gate::Open,
             effects: VecDeque::new(),
             options,
         };
@@ -344,7 +347,11 @@ impl Cluster {
 
     /// The next order.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+        let effect = self.effects.pop_front();
+        if let Some(Effect::Publish(view)) = &effect {
+            self.shown = view.gate;
+        }
+        effect
     }
 
     /// When to call `handle_timeout`.
@@ -376,6 +383,15 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Publishes. While an operator holds clients, a view that nobody has taken yet makes way for
+    /// the next: a change of writer is one step for pools.
+    pub(super) fn show(&mut self) {
+        if self.shown == Gate::Held {
+            self.effects.retain(|effect| !matches!(effect, Effect::Publish(_)));
+        }
+        self.effects.push_back(Effect::Publish(self.published.clone()));
+    }
+
     pub(super) fn effect(&mut self, effect: Effect) {
         self.effects.push_back(effect);
     }

@@ -101,7 +101,7 @@ impl Cluster {
         };
         // Pools give nothing to a suspect writer until they hear of it.
         self.published.confirmed = Some(suspicion.since);
-        self.effect(Effect::Publish(self.published.clone()));
+        self.show();
     }
 
     /// Whether everybody has answered who has to.

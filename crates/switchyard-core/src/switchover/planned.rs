@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::cluster::{Cluster, Effect};
 use super::node::{Node, Standing};
 use super::options::{DrainAction, PromoteBy};
-use super::probe::{SignalKind, Stream};
+use super::probe::{Proof, SignalKind, Stream};
 use super::snapshot::{Change, Kind};
 use super::view::{Gate, NodeId};
 
@@ -536,6 +536,8 @@ impl Cluster {
     /// A writer was elected while an operation was under way.
     pub(super) fn elected_during_operation(&mut self, now: Instant, node: NodeId) {
         let changed = self.records.open().is_some_and(|open| open.old != open.new);
+        let facts = self.nodes.iter().find(|known| known.id == node).and_then(|n| n.facts.as_ref());
+        let proven = facts.is_some_and(|facts| facts.proof == Proof::Writes);
         match &mut self.operation {
             Operation::None => {}
             Operation::Hold { asker, .. } if changed => {
@@ -547,6 +549,8 @@ impl Cluster {
             }
             Operation::Hold { .. } => {}
             Operation::Switch(switch) if node == switch.old => {}
+            // The answer that elected it has shown that it takes transactions that write.
+            Operation::Switch(_) if proven => self.finish(now, Ok(()), "ok"),
             Operation::Switch(switch) => {
                 self.minted.questions += 1;
                 let id = PromotionId(self.minted.questions);

@@ -79,6 +79,19 @@ pub struct Facts {
     pub address: Option<String>,
     /// Whether a standby follows somebody.
     pub stream: Stream,
+    /// Whether the transaction in which it was asked could write.
+    pub proof: Proof,
+}
+
+/// Whether a transaction on a node can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The node does not tell.
+    Unknown,
+    /// It can.
+    Writes,
+    /// It cannot, unless it asks for it.
+    ReadOnly,
 }
 
 /// Whether a standby receives the writer's stream.

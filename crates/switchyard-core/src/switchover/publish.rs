@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::cluster::{Cluster, Effect, REPEAT, Severity, Split, State};
+use super::cluster::{Cluster, REPEAT, Severity, Split, State};
 use super::node::{Listing, Node, Standing};
 use super::snapshot::{ClusterSnapshot, NodeSnapshot};
 use super::view::{Gate, Lag, NodeState, NodeView, Role};
@@ -26,7 +26,7 @@ impl Cluster {
         self.published.nodes = nodes;
         self.published.writer = writer;
         self.published.gate = gate;
-        self.effect(Effect::Publish(self.published.clone()));
+        self.show();
         lines.into_iter().for_each(|line| self.log(Severity::Log, line));
     }
 

@@ -263,6 +263,18 @@ impl Nodes {
             }
         }
     }
+
+    fn verify(&mut self, node: NodeId, id: PromotionId) {
+        match self.senders.get(&node) {
+            Some(sender) => {
+                let _ = sender.send(Request::Verify(id));
+            }
+            None => {
+                let error = Err("the new writer is gone".into());
+                let _ = self.inputs.send(Input::Verified(id, error));
+            }
+        }
+    }
 }
 
 /// One cluster's task.
@@ -349,7 +361,7 @@ impl Watch {
                     let _ = inputs.send(Input::Promoted(id, result));
                 });
             }
-            Effect::Verify { id, node } => self.verify(id, node),
+            Effect::Verify { id, node } => self.nodes.verify(node, id),
             Effect::Answer(id, result) => {
                 let console = lock(&self.context.asked).remove(&id);
                 if let Some((_, console)) = console {
@@ -369,21 +381,6 @@ impl Watch {
             }
         }
         None
-    }
-
-    fn verify(&self, id: PromotionId, node: NodeId) {
-        let view = lock(&self.machine).view().clone();
-        let inputs = self.nodes.inputs.clone();
-        let endpoint =
-            view.node(node).map(|node| Endpoint { host: node.host.clone(), port: node.port });
-        let way = endpoint.map(|endpoint| self.nodes.way(endpoint));
-        tokio::task::spawn_local(async move {
-            let result = match way {
-                Some(way) => promote::verify(&way).await,
-                None => Err("the new writer is gone".into()),
-            };
-            let _ = inputs.send(Input::Verified(id, result));
-        });
     }
 
     fn feed(&mut self, input: Option<Input>) {

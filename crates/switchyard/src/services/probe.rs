@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
 use switchyard_core::server::login::{Credentials, ServerLogin, ServerLoginError, ServerLoginStep};
+use switchyard_core::switchover::planned::PromotionId;
 use switchyard_core::switchover::probe::{
-    Answer, Cheap, Facts, Failure, FailureKind, ProbeId, Question, Status, Stream, TopologyId, Via,
+    Answer, Cheap, Facts, Failure, FailureKind, ProbeId, Proof, Question, Status, Stream,
+    TopologyId, Via,
 };
 use switchyard_core::switchover::topology;
 use switchyard_core::switchover::view::NodeId;
@@ -40,10 +42,13 @@ pub struct ProbeLogin {
 pub(super) enum Request {
     Ask { id: ProbeId, question: Question, via: Via, deadline: Instant },
     Topology { id: TopologyId, sql: String },
+    Verify(PromotionId),
 }
 
 /// Longest topology query, and longest sleep without anything to do.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest check of a new writer.
+const VERIFY: Duration = Duration::from_secs(1);
 /// The question for the role that makes the cheap question enough.
 const DEFAULT_RECOVERY: &str = "select pg_is_in_recovery()";
 /// Longest message of a node, in bytes.
@@ -63,10 +68,11 @@ const FACTS: [&str; 2] = [
      - '0/0'::pg_lsn)::text, \
      (extract(epoch from pg_postmaster_start_time()) * 1000000)::int8::text, \
      coalesce(host(inet_server_addr()) || ':' || inet_server_port(), 'unix'), \
-     case when pg_is_in_recovery() then (select count(*) from pg_stat_wal_receiver)::text end",
+     case when pg_is_in_recovery() then (select count(*) from pg_stat_wal_receiver)::text end, \
+     current_setting('transaction_read_only')",
     "select null, case when pg_is_in_recovery() then null \
      else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int::text end, \
-     null, null, null, null",
+     null, null, null, null, current_setting('transaction_read_only')",
 ];
 
 /// What the node has reported of its role on this connection.
@@ -142,8 +148,30 @@ pub(super) async fn serve(
                 };
                 let _ = inputs.send(Input::Topology(id, rows));
             }
+            Some(Request::Verify(id)) => {
+                let checking = verify(&mut connection, &way);
+                let result = match tokio::time::timeout(VERIFY, checking).await {
+                    Ok(result) => result.map_err(|failure| failure.text),
+                    Err(_) => Err("no answer in time".into()),
+                };
+                let _ = inputs.send(Input::Verified(id, result));
+            }
         }
     }
+}
+
+/// Opens a transaction that could write, and ends it: on the open connection, because clients wait
+/// and a new one takes longer than everything else.
+async fn verify(connection: &mut Option<Connection>, way: &Way) -> Result<(), Failure> {
+    let open = match connection {
+        Some(open) => open,
+        None => connection.insert(Connection::open(way).await?),
+    };
+    let result = open.value("begin read write; rollback").await;
+    if open.owed > 0 {
+        *connection = None;
+    }
+    result.map(drop)
 }
 
 async fn run_topology(
@@ -285,6 +313,11 @@ impl Connection {
                     None => Stream::Unknown,
                     Some("0") => Stream::Broken,
                     Some(_) => Stream::Flowing,
+                },
+                proof: match cell(1, 6) {
+                    None => Proof::Unknown,
+                    Some("off") => Proof::Writes,
+                    Some(_) => Proof::ReadOnly,
                 },
             });
         }

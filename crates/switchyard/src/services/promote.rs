@@ -1,5 +1,4 @@
-//! Promotion of a node, by a program of the operator's or by `pg_promote`, and the check that the
-//! new writer takes transactions that write.
+//! Promotion of a node, by a program of the operator's or by `pg_promote`.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -23,8 +22,6 @@ pub(super) struct Order {
     pub(super) deadline: Instant,
 }
 
-/// Longest check of a new writer.
-const VERIFY: Duration = Duration::from_secs(1);
 /// Pause between two looks at a program.
 const LOOK: Duration = Duration::from_millis(5);
 /// Most of a program's output that is told.
@@ -56,19 +53,6 @@ async fn by_sql(order: &Order, way: &Way) -> Result<(), String> {
     match timeout(left, asking).await {
         Ok(Ok(Some(answer))) if answer == "t" => Ok(()),
         Ok(Ok(_)) => Err("pg_promote has not finished in time".into()),
-        Ok(Err(failure)) => Err(failure.text),
-        Err(_) => Err("no answer in time".into()),
-    }
-}
-
-/// Opens a transaction that could write, and ends it.
-pub(super) async fn verify(way: &Way) -> Result<(), String> {
-    let asking = async {
-        let mut connection = Connection::open(way).await?;
-        connection.value("begin read write; rollback").await
-    };
-    match timeout(VERIFY, asking).await {
-        Ok(Ok(_)) => Ok(()),
         Ok(Err(failure)) => Err(failure.text),
         Err(_) => Err("no answer in time".into()),
     }

@@ -33,6 +33,8 @@ pub(super) enum Farewell {
     Fatal(Cow<'static, str>),
     /// The same with the cause as its detail.
     Explained(Cause),
+    /// The same with this SQLSTATE and detail.
+    Detailed(&'static str, String),
 }
 
 impl Farewell {
@@ -104,6 +106,9 @@ impl Worker {
         match &farewell {
             Farewell::Silent => {}
             Farewell::Fatal(sqlstate) => self.say_fatal(key, sqlstate, reason, None),
+            Farewell::Detailed(sqlstate, detail) => {
+                self.say_fatal(key, sqlstate, reason, Some(detail));
+            }
             Farewell::Explained(cause) => {
                 self.say_fatal(key, cause.sqlstate(), reason, Some(&cause.detail()));
             }
@@ -296,6 +301,9 @@ impl Worker {
     /// A server connection has ended. A client in the middle of its work is told, and stays if it
     /// may.
     pub(super) fn server_lost(&mut self, slot: Key, reason: &str) {
+        if self.move_session(slot, reason) {
+            return;
+        }
         let parted = self.part(slot);
         let Some(place) = self.servers.get(slot) else { return };
         let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
@@ -329,7 +337,7 @@ impl Worker {
     fn part(&mut self, slot: Key) -> Option<(Key, Vec<u8>)> {
         let server = self.servers.get_mut(slot)?.here.as_mut()?;
         let key = server.client()?;
-        if server.pool.loyalty() == Loyalty::Leaves {
+        if server.pool.loyalty() != Loyalty::Stays {
             return None;
         }
         let client = self.clients.get_mut(key)?;

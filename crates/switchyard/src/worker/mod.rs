@@ -29,6 +29,7 @@ mod open;
 mod random;
 mod rehome;
 mod relay;
+mod relink;
 pub mod routes;
 mod secure;
 pub mod server;

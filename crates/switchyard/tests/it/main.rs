@@ -21,6 +21,7 @@ mod losses;
 mod planned;
 mod pools;
 mod process;
+mod relink;
 mod reload;
 mod rules;
 mod scarcity;

@@ -18,6 +18,11 @@ impl Message<'_> {
     pub(super) fn there(&self) -> usize {
         self.head.len.min(self.input.len() - self.at)
     }
+
+    /// The part of its body that is there.
+    pub(super) fn body_there(&self) -> &[u8] {
+        self.input.get(self.at + frame::HEADER..self.at + self.there()).unwrap_or_default()
+    }
 }
 
 /// The body of a message that has to be there whole.

@@ -33,6 +33,8 @@ pub enum Loyalty {
     Leaves,
     /// It is told and stays.
     Stays,
+    /// It is closed, but for an idle session that has left no traces: that goes on elsewhere.
+    Returns,
 }
 
 /// What happens when a client defines a statement name twice, or uses one that it did not define.

@@ -1,6 +1,7 @@
 //! The end of a server connection: what it owes to the client that is linked to it.
 
-use switchyard_wire::frame;
+use switchyard_wire::tag::backend;
+use switchyard_wire::{build, frame};
 
 use super::{Group, Link, LinkedClient, Signal, Talk, WHOLE_MAX};
 use crate::client::lost::{self, Owed};
@@ -17,9 +18,26 @@ impl Link {
 
     /// Whether a FATAL is kept for the moment when the connection ends.
     pub(super) fn keeps(&self, signal: Option<Signal>, body: &[u8]) -> bool {
-        self.loyalty == Loyalty::Stays
+        self.loyalty != Loyalty::Leaves
             && signal.is_some_and(|signal| signal.severity == b'F')
             && body.len() + frame::HEADER < WHOLE_MAX
+    }
+
+    /// Keeps a FATAL: as it is for a client that will be closed, else as an ERROR.
+    pub(super) fn keep(&mut self, body: &[u8]) {
+        self.words = Some(match self.loyalty {
+            Loyalty::Stays | Loyalty::Leaves => lost::softened(body),
+            Loyalty::Returns => {
+                let mut words = Vec::new();
+                build::message(&mut words, backend::ERROR, |out| out.extend_from_slice(body));
+                words
+            }
+        });
+    }
+
+    /// The server's last words, if they were kept.
+    pub fn last_words(&mut self) -> Option<Vec<u8>> {
+        self.words.take()
     }
 
     /// The connection has ended: what the client has to be told, or `None` if it has seen a part

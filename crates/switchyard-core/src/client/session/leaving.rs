@@ -1,0 +1,92 @@
+//! A session whose server goes away while nothing is under way: what its messages have left there.
+
+use switchyard_wire::read;
+use switchyard_wire::tag::frontend;
+
+use super::message::{Message, whole};
+use super::terms::{Approval, Rules, Stop};
+use super::{NAMES_MAX, Session};
+use crate::client::traces::Traces;
+use crate::server::duty::Unsent;
+use crate::server::link::Link;
+
+/// How a session can do without its server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// Any other server will do.
+    Free,
+    /// It has left this there.
+    Left(String),
+    /// Something of it is under way.
+    Busy,
+}
+
+/// Longest text that is looked at, in bytes.
+const TEXT_MAX: usize = 64 * 1024;
+
+impl Session {
+    /// Whether the session can go on with another server; `unsent` tells whether something of it is
+    /// on its way to this one.
+    pub fn leaving(&self, link: &Link, unsent: Unsent) -> Leaving {
+        if !link.is_free() || unsent == Unsent::Some || self.is_inside_message() {
+            return Leaving::Busy;
+        }
+        match self.traces.left() {
+            None => Leaving::Free,
+            Some(what) => Leaving::Left(what.to_owned()),
+        }
+    }
+
+    /// The session goes on with another server.
+    pub fn move_on(&mut self) {
+        self.part();
+        self.settled();
+        self.traces = Traces::default();
+    }
+
+    /// Looks at a message that goes to the server for what it leaves there.
+    pub(super) fn look_for_traces(
+        &mut self,
+        m: &Message<'_>,
+        rules: &Rules<'_>,
+    ) -> Result<(), Stop> {
+        match m.head.tag {
+            frontend::QUERY | frontend::PARSE if m.head.len > TEXT_MAX => {
+                self.traces.leave("a long statement");
+            }
+            frontend::QUERY => {
+                let body = whole(m)?;
+                let own = &body[..body.len().saturating_sub(1)];
+                let text = rewritten(self.approval.as_deref()).unwrap_or(own);
+                self.traces.query(text, rules.tracked);
+            }
+            frontend::PARSE => match read::parse(whole(m)?) {
+                Some(parse) => {
+                    let text = rewritten(self.approval.as_deref()).unwrap_or(parse.sql);
+                    self.traces.parse(parse.name, text, rules.tracked);
+                }
+                None => self.traces.leave("a broken statement"),
+            },
+            frontend::BIND => {
+                let there = m.there();
+                match read::bind(m.body_there()) {
+                    Some((_, statement, _)) => self.traces.bind(statement),
+                    None if there == m.head.len || there > NAMES_MAX => {
+                        self.traces.leave("a broken Bind");
+                    }
+                    None => return Err(Stop::More),
+                }
+            }
+            frontend::FUNCTION_CALL => self.traces.leave("a function call"),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn rewritten(approval: Option<&Approval>) -> Option<&[u8]> {
+    match approval {
+        Some(Approval::Text(text)) => Some(text),
+        Some(Approval::Unchanged | Approval::Refused(_)) | None => None,
+    }
+}
