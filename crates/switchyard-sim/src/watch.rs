@@ -8,7 +8,8 @@ use switchyard_core::switchover::cluster::{Cluster, Effect};
 use switchyard_core::switchover::options::Options;
 use switchyard_core::switchover::planned::{Command, CommandId, PromotionId};
 use switchyard_core::switchover::probe::{
-    Answer, Cheap, Facts, Failure, FailureKind, ProbeId, Question, Status, Stream, TopologyId,
+    Answer, Cheap, Facts, Failure, FailureKind, ProbeId, Proof, Question, Status, Stream,
+    TopologyId,
 };
 use switchyard_core::switchover::topology::TopologyRow;
 use switchyard_core::switchover::view::NodeId;
@@ -290,6 +291,7 @@ fn facts(node: &Node, status: Status) -> Facts {
         cheap: Cheap::Enough,
         address: None,
         stream: Stream::Unknown,
+        proof: if status == Status::Writer { Proof::Writes } else { Proof::ReadOnly },
     }
 }
 
