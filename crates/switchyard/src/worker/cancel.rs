@@ -472,11 +472,12 @@ impl Worker {
         late.into_iter().for_each(|key| self.cancel_ended(key, NOW_IDLE));
     }
 
-    /// A canceller has left. What was sent already is waited for all the same.
+    /// A canceller has left, as some drivers do as soon as they have asked. What is on its way is
+    /// forwarded all the same; what waits would come late, and perhaps hit a later query.
     pub(super) fn canceller_gone(&mut self, requester: Ticket) {
         let gone = |outgoing: &Outgoing| {
             outgoing.requester.is_some_and(|by| by.ticket == requester)
-                && outgoing.progress != Progress::Sent
+                && outgoing.progress == Progress::Waiting
         };
         let gone: Vec<Key> =
             self.cancels.iter().filter(|(_, o)| gone(o)).map(|(key, _)| key).collect();
