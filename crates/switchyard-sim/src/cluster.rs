@@ -21,7 +21,7 @@ use crate::env::{Env, Event, Trace};
 use crate::net::Owner;
 use crate::node::{Health, Node, Position};
 use crate::pooler::{Entry, Pooler, Rules, Settings};
-use crate::random::Random;
+use crate::random::{Random, Seed};
 use crate::watch::Watch;
 use crate::writer::{Fate, Trade, Writer};
 
@@ -123,7 +123,7 @@ fn limits(random: &mut Random) -> Limits {
 
 impl Town {
     /// The world of a seed.
-    pub fn new(seed: u64, trace: Option<Trace>) -> Self {
+    pub fn new(seed: Seed<'_>, trace: Option<Trace>) -> Self {
         let mut env = Env::new(seed, trace);
         env.net.latency = *env.random.pick(&[50, 500, 3000]);
         let random = &mut env.random;
@@ -241,7 +241,9 @@ impl Town {
             self.events += 1;
             self.happen(event);
             self.account();
-            self.pooler.check();
+            if self.env.checks(self.events) {
+                self.pooler.check();
+            }
             let done = self.writers.iter().all(|writer| writer.ending.is_some());
             let in_order = self.env.age() > IN_ORDER;
             if done && in_order && rest.is_none() {

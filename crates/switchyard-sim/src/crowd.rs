@@ -16,7 +16,7 @@ use crate::env::{Env, Event, Trace};
 use crate::net::Owner;
 use crate::node::{Doorman, Health, Node, Position};
 use crate::pooler::{Pooler, Rules, Settings};
-use crate::random::Random;
+use crate::random::{Random, Seed};
 use crate::script::{self, Habits};
 
 /// What can go wrong, and how that ends.
@@ -118,7 +118,7 @@ fn pooler(env: &mut Env) -> Pooler {
 
 impl Crowd {
     /// The world of a seed.
-    pub fn new(seed: u64, trace: Option<Trace>) -> Self {
+    pub fn new(seed: Seed<'_>, trace: Option<Trace>) -> Self {
         let mut env = Env::new(seed, trace);
         env.net.latency = *env.random.pick(&[50, 500, 5000]);
         let wait;
@@ -247,7 +247,9 @@ impl Crowd {
             self.env.now = self.env.now.max(at);
             self.events += 1;
             self.happen(event);
-            self.check();
+            if self.env.checks(self.events) {
+                self.pooler.check();
+            }
             let done = self.lives.iter().all(|lives| *lives == 0);
             if done && rest.is_none() {
                 rest = Some(self.env.now + REST);
@@ -338,10 +340,6 @@ impl Crowd {
                 assert!(!calm, "actor {index} was sent away for nothing: {ending:?}");
             }
         }
-    }
-
-    fn check(&self) {
-        self.pooler.check();
     }
 
     fn complain(&self) -> ! {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::net::Net;
-use crate::random::Random;
+use crate::random::{Random, Seed};
 
 /// Something that happens later.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ pub struct CancelKey(pub usize, pub u64);
 
 impl Env {
     /// Surroundings in which nothing happens yet.
-    pub fn new(seed: u64, trace: Option<Trace>) -> Self {
+    pub fn new(seed: Seed<'_>, trace: Option<Trace>) -> Self {
         let now = Instant::now();
         let (calendar, net, random) = (Calendar::default(), Net::default(), Random::new(seed));
         Env { now, start: now, calendar, net, random, trace }
@@ -153,6 +153,12 @@ impl Env {
     /// How long the world has existed.
     pub fn age(&self) -> Duration {
         self.now - self.start
+    }
+
+    /// Whether everything is to be checked after this event. What is wrong mostly stays wrong, so
+    /// that not every event has to pay for it; who looks at a failure wants to see it begin.
+    pub fn checks(&self, event: u64) -> bool {
+        self.trace.is_some() || event.is_multiple_of(8)
     }
 
     /// Records what happens; nothing is formatted if nobody wants to know.

@@ -25,6 +25,7 @@ pub mod writer;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use env::Trace;
+pub use random::Seed;
 
 /// A kind of world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub enum Kind {
 }
 
 /// Runs the world of a seed; answers what there is to say about it, or why it is wrong.
-pub fn run(kind: Kind, seed: u64, trace: Option<&Trace>) -> Result<String, String> {
+pub fn run(kind: Kind, seed: Seed<'_>, trace: Option<&Trace>) -> Result<String, String> {
     let trace = trace.cloned();
     let world = move || match kind {
         Kind::Crowd => crowd::Crowd::new(seed, trace).run(),

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use switchyard_sim::{Kind, Trace, run};
+use switchyard_sim::{Kind, Seed, Trace, run};
 
 /// Made-up worlds around the core.
 #[derive(Debug, Parser)]
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         }
         for seed in arguments.seed..arguments.seed + arguments.runs {
             let trace = Trace::default();
-            let outcome = run(kind, seed, arguments.trace.then_some(&trace));
+            let outcome = run(kind, Seed::Number(seed), arguments.trace.then_some(&trace));
             match outcome {
                 Ok(text) if arguments.trace || arguments.runs == 1 => {
                     trace.lines().iter().for_each(|line| println!("{line}"));
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
                 }
                 Ok(_) => {}
                 Err(text) => {
-                    let _ = run(kind, seed, Some(&trace));
+                    let _ = run(kind, Seed::Number(seed), Some(&trace));
                     trace.lines().iter().for_each(|line| println!("{line}"));
                     println!("{name} {seed}: {text}");
                     return ExitCode::FAILURE;

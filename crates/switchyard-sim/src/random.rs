@@ -2,20 +2,40 @@
 
 use std::time::Duration;
 
-/// A splitmix64 generator.
+/// A splitmix64 generator, behind bytes that somebody has made up.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random {
+    state: u64,
+    given: std::collections::VecDeque<u8>,
+}
+
+/// Where a world comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seed<'a> {
+    /// A number.
+    Number(u64),
+    /// The first choices, as a fuzzer makes them up.
+    Choices(&'a [u8]),
+}
 
 impl Random {
     /// The generator of a seed.
-    pub fn new(seed: u64) -> Self {
-        Random(seed)
+    pub fn new(seed: Seed<'_>) -> Self {
+        let (state, given) = match seed {
+            Seed::Number(state) => (state, &[][..]),
+            Seed::Choices(given) => (0, given),
+        };
+        Random { state, given: given.iter().copied().collect() }
     }
 
     /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        if let Some(low) = self.given.pop_front() {
+            let high = self.given.pop_front().unwrap_or_default();
+            return u64::from(u16::from_be_bytes([high, low]));
+        }
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)

@@ -2,13 +2,13 @@
 
 #![allow(clippy::panic)]
 
-use switchyard_sim::{Kind, Trace, run};
+use switchyard_sim::{Kind, Seed, Trace, run};
 
 fn check(kind: Kind, seeds: impl Iterator<Item = u64>) {
     for seed in seeds {
-        if let Err(text) = run(kind, seed, None) {
+        if let Err(text) = run(kind, Seed::Number(seed), None) {
             let trace = Trace::default();
-            let _ = run(kind, seed, Some(&trace));
+            let _ = run(kind, Seed::Number(seed), Some(&trace));
             let lines = trace.lines();
             let last = lines[lines.len().saturating_sub(100)..].join("\n");
             panic!("{last}\n{kind:?} {seed}: {text}");
