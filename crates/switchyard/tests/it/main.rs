@@ -2,6 +2,7 @@
 //! itself `cargo test` needs no PostgreSQL and leaves them out.
 
 mod aws;
+mod bounds;
 mod console;
 mod cookbook;
 mod drivers;
