@@ -5,12 +5,12 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use switchyard_testkit::{Client, Pooler, Postgres, Rules, programs};
+use switchyard_testkit::{Client, Pooler, Postgres, programs};
 
 use crate::packages;
 
+mod hooks;
 mod logins;
 
 /// What to measure.
@@ -41,24 +41,6 @@ const IDLE_CLIENTS: usize = 5000;
 const REFERENCE: &str = "/usr/sbin/pgbouncer";
 /// One gigabyte in rows of 1,000 bytes.
 const COPY_OUT: &str = "copy (select repeat('x', 999) from generate_series(1, 1000000)) to stdout";
-const RULES: &str = r"
-import re
-routing = {r'.*tablea.*': 'postgres', r'.*tableb.*': 'postgres'}
-def routing_rules(username, query, in_transaction):
-    for expression, database in routing.items():
-        if re.match(expression, query):
-            return database
-    return None
-";
-
-const SLEEPING: &str = r"
-import time
-def routing_rules(username, query, in_transaction):
-    if username == 'app':
-        time.sleep(0.3)
-    return None
-";
-
 /// Runs the plan and prints one table.
 pub(crate) fn run(root: &Path, plan: &Plan) -> Result<(), String> {
     packages::postgres()?;
@@ -127,18 +109,17 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
             transactions(subject, &server, "simple", plan.seconds, "")
         })?;
     }
-    if wanted("hooks") {
-        let rules = Rules::new(RULES)?;
-        let line = rules.settings(&["routing_rules"]);
-        let pair = [with("no hooks", "workers = 1"), with("regex table", "workers = 1")];
-        compare("CPU \u{b5}s per transaction, hooks", plan, &pair, |subject| {
-            let more = if subject.name == "no hooks" { "" } else { &line };
-            transactions(subject, &server, "simple", plan.seconds, more)
+    if wanted("unix") {
+        compare("CPU \u{b5}s per transaction, simple, unix socket", plan, subjects, |subject| {
+            over_unix(subject, &server, plan.seconds)
         })?;
+    }
+    if wanted("hooks") {
+        hooks::costs(plan, &subjects[0], &server)?;
     }
     logins::run(plan, subjects, &server, &wanted)?;
     if wanted("sleep") {
-        sleepers(plan, &subjects[0], &server)?;
+        hooks::sleepers(plan, &subjects[0], &server)?;
     }
     if wanted("copy") {
         compare("CPU s per GB, COPY OUT", plan, subjects, |subject| copy_out(subject, &server))?;
@@ -167,15 +148,16 @@ fn compare(
             results.push(run(subject)?);
         }
     }
-    let median = |results: &mut Vec<f64>| {
-        results.sort_by(f64::total_cmp);
-        results[results.len() / 2]
-    };
-    let medians: Vec<f64> = results.iter_mut().map(median).collect();
+    let medians: Vec<f64> = results.iter_mut().map(|results| median(results)).collect();
     for (subject, value) in subjects.iter().zip(&medians) {
         println!("| {figure} | {} | {value:.2} | {:.2} |", subject.name, value / medians[0]);
     }
     Ok(())
+}
+
+fn median(results: &mut [f64]) -> f64 {
+    results.sort_by(f64::total_cmp);
+    results[results.len() / 2]
 }
 
 fn transactions(
@@ -192,36 +174,16 @@ fn transactions(
     Ok((pooler.cpu()? - before).as_micros() as f64 / count.max(1) as f64)
 }
 
-/// Latency of users whose functions are fast, while a user's function sleeps and while none does.
-fn sleepers(plan: &Plan, subject: &Subject, server: &Postgres) -> io::Result<()> {
-    let rules = Rules::new(SLEEPING)?;
-    let pooler = start(subject, server, &rules.settings(&["routing_rules"]))?;
-    for (name, sleeping) in [("nobody sleeps", false), ("one user's function sleeps", true)] {
-        let end = Instant::now() + Duration::from_secs(plan.seconds.into());
-        let measured = std::thread::scope(|scope| -> io::Result<Vec<Duration>> {
-            let sleeper = scope.spawn(|| -> io::Result<()> {
-                let mut client = pooler.session("app", "postgres")?;
-                while sleeping && Instant::now() < end {
-                    client.run("select 1")?;
-                }
-                Ok(())
-            });
-            let mut client = Client::connect(pooler.port, "postgres")?;
-            let mut measured = Vec::new();
-            while Instant::now() < end {
-                let start = Instant::now();
-                client.run("select 1")?;
-                measured.push(start.elapsed());
-            }
-            sleeper.join().map_err(|_| io::Error::other("a panic"))??;
-            Ok(measured)
-        });
-        let mut measured = measured?;
-        measured.sort();
-        let p99 = measured[measured.len() * 99 / 100].as_secs_f64() * 1000.0;
-        println!("| p99 ms of another user, {name} | {} | {p99:.2} | |", subject.name);
-    }
-    Ok(())
+fn over_unix(subject: &Subject, server: &Postgres, seconds: u32) -> io::Result<f64> {
+    let pooler = start(subject, server, "")?;
+    let ini = pooler.ini();
+    let directory = ini.parent().unwrap_or(&ini).display().to_string();
+    let (clients, seconds) = (CLIENTS.to_string(), seconds.to_string());
+    let arguments = ["-h", &directory, "-S", "-c", &clients, "-T"];
+    pooler.pgbench_with(&[&arguments[..], &["1"]].concat(), "prefer")?;
+    let before = pooler.cpu()?;
+    let count = pooler.pgbench_with(&[&arguments[..], &[&seconds]].concat(), "prefer")?;
+    Ok((pooler.cpu()? - before).as_micros() as f64 / count.max(1) as f64)
 }
 
 fn psql(pooler: &Pooler, sql: &str) -> io::Result<Command> {

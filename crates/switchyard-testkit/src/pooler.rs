@@ -114,11 +114,22 @@ impl Pooler {
 
     /// CPU time of the process and all its threads, in user and kernel mode.
     pub fn cpu(&self) -> io::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let field = |index: usize| after.split_whitespace().nth(index)?.parse::<u64>().ok();
-        let ticks = field(11).unwrap_or(0) + field(12).unwrap_or(0);
-        Ok(Duration::from_millis(ticks * 1000 / TICKS))
+        let fields = stat_fields(&format!("/proc/{}/stat", self.child.id()))?;
+        Ok(spent(&fields))
+    }
+
+    /// CPU time of the processes that it has started, as far as they still run.
+    pub fn cpu_of_children(&self) -> io::Result<Duration> {
+        let mut sum = Duration::ZERO;
+        for entry in std::fs::read_dir("/proc")? {
+            let stat = entry?.path().join("stat");
+            // What is no process, or has ended meanwhile, has no such file.
+            let Ok(fields) = stat_fields(&stat.display().to_string()) else { continue };
+            if fields.get(1) == Some(&u64::from(self.child.id())) {
+                sum += spent(&fields);
+            }
+        }
+        Ok(sum)
     }
 
     /// Resident memory in KiB.
@@ -137,9 +148,9 @@ impl Pooler {
     /// A pgbench command with these arguments.
     pub fn pgbench_command(&self, arguments: &[&str], sslmode: &str) -> io::Result<Command> {
         let mut command = Command::new(postgres::programs()?.join("pgbench"));
-        command.env("PGSSLMODE", sslmode).env("PGPASSWORD", "secret").arg("-n").args(arguments);
-        command.args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()]);
-        command.arg("postgres");
+        command.env("PGSSLMODE", sslmode).env("PGPASSWORD", "secret").env("PGUSER", "postgres");
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.port.to_string());
+        command.arg("-n").args(arguments).arg("postgres");
         Ok(command)
     }
 
@@ -157,6 +168,19 @@ impl Pooler {
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
+}
+
+/// The fields of a stat file of proc(5) behind the name, from the state on; words count as 0.
+fn stat_fields(path: &str) -> io::Result<Vec<u64>> {
+    let stat = std::fs::read_to_string(path)?;
+    let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    Ok(after.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect())
+}
+
+/// Time in user and kernel mode.
+fn spent(fields: &[u64]) -> Duration {
+    let ticks: u64 = fields.iter().skip(11).take(2).sum();
+    Duration::from_millis(ticks * 1000 / TICKS)
 }
 
 impl Drop for Pooler {

@@ -185,6 +185,13 @@ impl Rules {
         if self.rules.is_empty() {
             return Decision::None;
         }
+        // Most messages fit no rule, which is found out faster than which rules fit.
+        let all_look = self.queries.iter().all(Option::is_some);
+        if let Some(set) = self.set.as_ref().filter(|_| all_look)
+            && !set.is_match(subject.query)
+        {
+            return Decision::None;
+        }
         let matches = self.set.as_ref().map(|set| set.matches(subject.query));
         let mut facts: Option<Result<Facts, String>> = None;
         for (rule, index) in self.rules.iter().zip(&self.queries) {
