@@ -443,6 +443,10 @@ impl Keeper {
             let _ = self.poller.deregister_fd(fd);
         }
         match kept.stage {
+            Stage::Loading if now.duration_since(kept.since) > LOAD_TIME => {
+                let seconds = LOAD_TIME.as_secs();
+                self.failed(now, &format!("the module was not loaded within {seconds} s"));
+            }
             Stage::Loading => {
                 self.failed(now, &format!("the interpreter ended while loading: {how}"))
             }

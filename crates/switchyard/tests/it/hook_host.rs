@@ -7,7 +7,7 @@ use switchyard_testkit::{Client, Messages, Pooler, Postgres, Rules, run, wait_un
 
 /// Each query names what its function does.
 const WILD: &str = r#"
-import atexit, os, re, sys, time, threading, signal
+import atexit, os, re, subprocess, sys, time, threading, signal
 calls = 0
 leaked = []
 def deep(n):
@@ -43,6 +43,16 @@ def rewrite_query(username, query, in_transaction):
     if word == 'thread': threading.Thread(target=time.sleep, args=(600,)).start()
     if word == 'leak': leaked.append(bytearray(80 * 1024 * 1024))
     if word == 'interrupt': raise KeyboardInterrupt
+    if word == 'pieces': leaked.append(bytearray(1024 * 1024))
+    if word == 'child':
+        assert subprocess.check_output(['echo', 'child']) == b'child\n'
+    if word == 'orphan' and os.fork() == 0: time.sleep(600)
+    if word == 'alarm': signal.alarm(1); time.sleep(60)
+    if word == 'oversize': return "select '" + 'x' * 30_000_000 + "'"
+    if word == 'handlers':
+        for number in range(1, 65):
+            try: signal.signal(number, lambda *_: None)
+            except (OSError, ValueError): pass
     return query
 "#;
 
@@ -81,11 +91,16 @@ fn wild_functions_harm_their_own_call_only() -> io::Result<()> {
         ("number", Some("TypeError: rewrite_query returned int")),
         ("nul", Some("ValueError: rewrite_query returned a NUL")),
         ("surrogate", Some("UnicodeEncodeError")),
+        ("alarm", Some("the interpreter ended: signal: 14")),
+        ("oversize", Some("ValueError: rewrite_query returned more than max_packet_size")),
         ("huge", None),
         ("fork", None),
         ("print", None),
         ("signals", None),
         ("thread", None),
+        ("child", None),
+        ("orphan", None),
+        ("handlers", None),
         ("leak", None),
     ];
     for (word, error) in cases {
@@ -102,6 +117,11 @@ fn wild_functions_harm_their_own_call_only() -> io::Result<()> {
         }
         let found = other.run("select 1").map_err(|error| error.to_string());
         assert_eq!(found, Ok(vec!["1".into()]), "{word}: {}", pooler.log()?);
+    }
+    // Never so much at once that it would be noticed.
+    for _ in 0..200 {
+        let found = client.run("select 'wild:pieces'").map_err(|error| error.to_string());
+        assert_eq!(found, Ok(vec!["wild:pieces".into()]), "{}", pooler.log()?);
     }
     // Its result may lie in the journal already, and counts then; either way there is an answer.
     match client.run("select 'wild:close'").map_err(|error| error.to_string()) {
@@ -153,6 +173,8 @@ fn a_guard_that_fails_lets_nothing_pass() -> io::Result<()> {
                 union all select 'theirs', 'them'",
     )?;
     let rules = Rules::new(GUARD)?;
+    server.sql("alter system set log_statement = 'all'")?;
+    server.sql("select pg_reload_conf()")?;
     for policy in ["error", "disconnect"] {
         let settings = format!(
             "pool_mode = transaction\nworkers = 2\nhook_timeout = 0.2\n\
@@ -201,6 +223,12 @@ fn a_guard_that_fails_lets_nothing_pass() -> io::Result<()> {
         }
         assert!(total[0] > 20 && total[1] > 5, "{policy}: {total:?}");
     }
+    // Not one arrived without its filter.
+    let log = std::fs::read_to_string(server.socket_dir().join("log"))?;
+    let arrived = log.lines().filter(|line| line.contains("select v from secrets"));
+    let (filtered, bare): (Vec<_>, Vec<_>) = arrived.partition(|line| line.contains("where owner"));
+    assert!(filtered.len() > 40, "{}", filtered.len());
+    assert_eq!(bare, Vec::<&str>::new());
     Ok(())
 }
 
@@ -390,5 +418,38 @@ fn processes_end_with_the_pooler_and_run_what_they_registered() -> io::Result<()
     let _ = pooler.console("shutdown");
     wait_until("the pooler's end", || !pooler.is_running())?;
     assert!(ended(4), "atexit ran before the pooler ended");
+    Ok(())
+}
+
+#[test]
+fn a_module_that_hangs_at_import_is_given_up() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let (_server, entry) = server()?;
+    let good = "def rewrite_query(username, query):\n    return query.replace('OLD', 'new')\n";
+    let rules = Rules::new(good)?;
+    let settings =
+        format!("pool_mode = transaction\nworkers = 1\n{}", rules.settings(&["rewrite_query"]));
+    let pooler = Pooler::start(super::program(), &entry, &settings)?;
+    let mut client = Client::connect(pooler.port, "dev")?;
+    rules.write(&format!("import time\ntime.sleep(600)\n{good}"))?;
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| pooler.console("reload"));
+        // Nobody else waits for it.
+        let mut answers = 0;
+        while !reload.is_finished() {
+            assert_eq!(client.run("select 'OLD'")?, ["new"]);
+            assert!(answers % 100 != 0 || pooler.console("show version").is_ok());
+            answers += 1;
+        }
+        assert!(answers > 100, "{answers}");
+        let told = reload.join().map_err(|_| io::Error::other("a panic"))?;
+        assert!(told.is_err(), "{told:?}");
+        io::Result::Ok(())
+    })?;
+    assert_eq!(client.run("select 'OLD'")?, ["new"]);
+    let log = pooler.log()?;
+    assert!(log.contains("hooks not loaded: the module was not loaded within 30 s"), "{log}");
     Ok(())
 }

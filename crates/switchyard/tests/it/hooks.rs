@@ -127,7 +127,7 @@ fn a_changed_module_is_swapped_and_a_broken_one_refused() -> io::Result<()> {
     if !super::wanted() {
         return Ok(());
     }
-    let lab = lab("pool_mode = transaction\nhook_timeout = 0.5")?;
+    let lab = lab("pool_mode = transaction\nhook_timeout = 5")?;
     let mut client = lab.pooler.session("postgres", "dev")?;
     assert_eq!(client.run("select v from tablea")?, "one");
     let path = lab.directory.path().join("routes.py");
