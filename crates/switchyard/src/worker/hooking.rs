@@ -452,6 +452,7 @@ impl Worker {
             entry.name == name && place.want == Want::Writer && entry.admission() == ENABLED
         };
         if here.is_some_and(is_here) && client.moving.is_none() {
+            Stats::add(&self.count(Hook::Route).identical, 1);
             return Ok(());
         }
         let enabled = |entry: &Arc<crate::entries::Entry>| entry.admission() == ENABLED;

@@ -63,6 +63,33 @@ fn server() -> io::Result<(Postgres, String)> {
     Ok((server, entry))
 }
 
+/// What queries name, and the error that SHOW HOOKS tells, if it is one.
+const CASES: &[(&str, Option<&str>)] = &[
+    ("raise", Some("ValueError: on purpose")),
+    ("exit", Some("SystemExit: 3")),
+    ("interrupt", Some("KeyboardInterrupt")),
+    ("os_exit", Some("the interpreter ended: exit status: 3")),
+    ("segfault", Some("the interpreter ended: signal: 11")),
+    ("deep", Some("RecursionError")),
+    ("regex", Some("TimeoutError: hook_timeout")),
+    ("sleep", Some("TimeoutError: hook_timeout")),
+    ("bytes", Some("TypeError: rewrite_query returned bytes")),
+    ("number", Some("TypeError: rewrite_query returned int")),
+    ("nul", Some("ValueError: rewrite_query returned a NUL")),
+    ("surrogate", Some("UnicodeEncodeError")),
+    ("alarm", Some("the interpreter ended: signal: 14")),
+    ("oversize", Some("ValueError: rewrite_query returned more than max_packet_size")),
+    ("huge", None),
+    ("fork", None),
+    ("print", None),
+    ("signals", None),
+    ("thread", None),
+    ("child", None),
+    ("orphan", None),
+    ("handlers", None),
+    ("leak", None),
+];
+
 #[test]
 fn wild_functions_harm_their_own_call_only() -> io::Result<()> {
     if !super::wanted() {
@@ -78,32 +105,7 @@ fn wild_functions_harm_their_own_call_only() -> io::Result<()> {
     let pooler = Pooler::start(super::program(), &entry, &settings)?;
     let mut client = Client::connect(pooler.port, "dev")?;
     let mut other = Client::connect(pooler.port, "dev")?;
-    let cases = [
-        ("raise", Some("ValueError: on purpose")),
-        ("exit", Some("SystemExit: 3")),
-        ("interrupt", Some("KeyboardInterrupt")),
-        ("os_exit", Some("the interpreter ended: exit status: 3")),
-        ("segfault", Some("the interpreter ended: signal: 11")),
-        ("deep", Some("RecursionError")),
-        ("regex", Some("TimeoutError: hook_timeout")),
-        ("sleep", Some("TimeoutError: hook_timeout")),
-        ("bytes", Some("TypeError: rewrite_query returned bytes")),
-        ("number", Some("TypeError: rewrite_query returned int")),
-        ("nul", Some("ValueError: rewrite_query returned a NUL")),
-        ("surrogate", Some("UnicodeEncodeError")),
-        ("alarm", Some("the interpreter ended: signal: 14")),
-        ("oversize", Some("ValueError: rewrite_query returned more than max_packet_size")),
-        ("huge", None),
-        ("fork", None),
-        ("print", None),
-        ("signals", None),
-        ("thread", None),
-        ("child", None),
-        ("orphan", None),
-        ("handlers", None),
-        ("leak", None),
-    ];
-    for (word, error) in cases {
+    for &(word, error) in CASES {
         let answer = client.run(&format!("select 'wild:{word}'"));
         match error {
             Some(error) => {

@@ -8,6 +8,7 @@ mod cookbook;
 mod drivers;
 mod failures;
 mod hook_contract;
+mod hook_fine;
 mod hook_host;
 mod hook_load;
 mod hook_module;
