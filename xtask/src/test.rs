@@ -7,10 +7,13 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::{packages, tidy};
+use crate::{fuzz, packages, tidy};
 
 /// Where drivers are installed.
 const DRIVERS: &str = "target/drivers";
+
+/// Seconds for each target of the fuzzer.
+const FUZZ_SECONDS: u32 = 10;
 
 /// Runs all checks and prints what it ran; the last line counts them.
 pub(crate) fn run(root: &Path) -> Result<(), String> {
@@ -18,6 +21,7 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     packages::parser()?;
     packages::consoles()?;
     packages::drivers(&root.join(DRIVERS))?;
+    packages::extras(&root.join(DRIVERS));
     let mut outcomes = Vec::new();
     for arguments in [
         &["fmt", "--all", "--check"][..],
@@ -39,6 +43,10 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
         println!("== cargo deny is not installed: left out");
     }
     outcomes.push(tests(root));
+    match fuzz::prepare(root) {
+        Ok(()) => outcomes.push(fuzzed(root)),
+        Err(text) => println!("== {text}: fuzzing is left out"),
+    }
     let failed = outcomes.iter().filter(|passed| !**passed).count();
     println!("\n{} passed, {failed} failed", outcomes.len() - failed);
     if failed == 0 { Ok(()) } else { Err("not everything passed".into()) }
@@ -54,6 +62,16 @@ fn step(root: &Path, arguments: &[&str]) -> bool {
             false
         }
     }
+}
+
+/// Made-up bytes for every parser.
+fn fuzzed(root: &Path) -> bool {
+    println!("== cargo xtask fuzz {FUZZ_SECONDS}");
+    let result = fuzz::run(root, FUZZ_SECONDS);
+    if let Err(text) = &result {
+        println!("{text}");
+    }
+    result.is_ok()
 }
 
 fn cargo(root: &Path, arguments: &[&str]) -> Command {
