@@ -11,6 +11,8 @@ use crate::{fuzz, packages, tidy};
 
 /// Where drivers are installed.
 const DRIVERS: &str = "target/drivers";
+/// Suites that start servers and clients.
+const SUITES: [&str; 2] = ["-p switchyard --test it", "-p xtask --bin xtask"];
 
 /// Seconds for each target of the fuzzer.
 const FUZZ_SECONDS: u32 = 10;
@@ -81,7 +83,7 @@ fn cargo(root: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// All tests; those of the integration suite that fail are run again, one at a time.
+/// All tests; those with servers that fail are run again, one at a time.
 fn tests(root: &Path) -> bool {
     let arguments = ["test", "--workspace", "--no-fail-fast"];
     println!("== cargo {}", arguments.join(" "));
@@ -94,12 +96,16 @@ fn tests(root: &Path) -> bool {
     };
     match failures {
         Failures::None => true,
-        Failures::Integration(names) => {
+        Failures::Integration(suites, names) => {
             println!("{} failed beside all the others:\n  {}", names.len(), names.join("\n  "));
-            let mut again = vec!["test", "-p", "switchyard", "--test", "it", "--"];
-            again.extend(["--test-threads=1", "--exact"]);
-            again.extend(names.iter().map(String::as_str));
-            step(root, &again)
+            let passes = |suite: &String| {
+                let suite = suite.split(' ');
+                let mut again: Vec<&str> = ["test"].into_iter().chain(suite).collect();
+                again.extend(["--", "--test-threads=1", "--exact"]);
+                again.extend(names.iter().map(String::as_str));
+                step(root, &again)
+            };
+            suites.iter().all(passes)
         }
         Failures::Others => false,
     }
@@ -108,8 +114,8 @@ fn tests(root: &Path) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 enum Failures {
     None,
-    /// Tests of the integration suite only, by name.
-    Integration(Vec<String>),
+    /// Only such as start servers: their suites, and their names.
+    Integration(Vec<String>, Vec<String>),
     Others,
 }
 
@@ -130,20 +136,22 @@ fn watched(mut command: Command) -> io::Result<Failures> {
 }
 
 fn failures(lines: impl Iterator<Item = String>) -> Failures {
-    let (mut names, mut others, mut listing) = (Vec::new(), 0, false);
+    let (mut names, mut suites, mut others, mut listing) = (Vec::new(), Vec::new(), 0, false);
     for line in lines {
         match line.strip_prefix("    ") {
             Some(name) if listing => names.push(name.to_string()),
             _ => listing = line == "failures:",
         }
         if let Some(suite) = line.strip_prefix("error: test failed, to rerun pass ") {
-            others += usize::from(!suite.contains("--test it"));
+            let suite = suite.trim_matches('`').to_string();
+            others += usize::from(!SUITES.contains(&suite.as_str()));
+            suites.push(suite);
         }
         others += usize::from(line.starts_with("error: could not compile"));
     }
     match (others, names.is_empty()) {
         (0, true) => Failures::None,
-        (0, false) => Failures::Integration(names),
+        (0, false) => Failures::Integration(suites, names),
         _ => Failures::Others,
     }
 }
@@ -162,8 +170,8 @@ mod tests {
         let suite = "test pools::two ... FAILED\n\nfailures:\n\n---- pools::two stdout ----\n\
                      \x20   no name\n\nfailures:\n    pools::two\n\ntest result: FAILED.\n\
                      error: test failed, to rerun pass `-p switchyard --test it`\n";
-        let names = vec!["pools::two".to_string()];
-        assert_eq!(of(suite), Failures::Integration(names));
+        let found = Failures::Integration(vec![SUITES[0].into()], vec!["pools::two".into()]);
+        assert_eq!(of(suite), found);
         let other = "failures:\n    queue\n\n\
                      error: test failed, to rerun pass `-p switchyard-core --lib`\n";
         assert_eq!(of(other), Failures::Others);

@@ -89,15 +89,17 @@ impl Cluster {
         Ok(change)
     }
 
-    /// Lets `promote` make the first standby, whose port it is given, the writer. No commit waits
-    /// for a standby: nobody has told the third node whom to follow.
+    /// Lets `promote` make the first standby that runs, whose port it is given, the writer. No
+    /// commit waits for a standby: nobody has told the third node whom to follow.
     pub fn hand_over(&mut self, promote: impl FnOnce(u16) -> io::Result<()>) -> io::Result<Change> {
-        for node in &self.nodes {
+        let runs = |index: &usize| self.nodes[*index].sql("select 1").is_ok();
+        let others = (0..self.nodes.len()).filter(|index| *index != self.writer);
+        let target = others.clone().find(runs).unwrap_or(0);
+        for node in others.filter(runs).chain([self.writer]).map(|index| &self.nodes[index]) {
             node.sql("alter system set synchronous_standby_names = ''")?;
             node.sql("select pg_reload_conf()")?;
         }
         let (old, gone) = (self.writer().port, Instant::now());
-        let target = (0..self.nodes.len()).find(|index| *index != self.writer).unwrap_or(0);
         let port = self.nodes[target].port;
         let direct = watch(port);
         promote(port)?;

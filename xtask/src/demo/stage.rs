@@ -90,7 +90,8 @@ impl Stage {
             cluster.entry("app")
         );
         let settings = format!(
-            "pool_mode = transaction\ndefault_pool_size = {POOL}\nmax_client_conn = 500\n{}",
+            "pool_mode = transaction\ndefault_pool_size = {POOL}\nmax_client_conn = 500\n\
+             promote_sql = 1\n{}",
             rules.settings(&["routing_rules", "rewrite_query"])
         );
         screen.title("switchyard in front of them")?;
