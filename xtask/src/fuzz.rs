@@ -8,8 +8,17 @@ use std::process::{Command, Stdio};
 /// Where cargo-fuzz is installed when the system has none.
 const TOOLS: &str = "target/tools";
 
+/// Where made-up bytes begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seed {
+    /// The same bytes every time, as far as the machine gets in the time.
+    Fixed,
+    /// Others every time.
+    Fresh,
+}
+
 /// Runs every target for so many seconds.
-pub(crate) fn run(root: &Path, seconds: u32) -> Result<(), String> {
+pub(crate) fn run(root: &Path, seconds: u32, seed: Seed) -> Result<(), String> {
     let listed = cargo(root, &["list"]).output().map_err(|error| error.to_string())?;
     if !listed.status.success() {
         let text = String::from_utf8_lossy(&listed.stderr);
@@ -22,7 +31,10 @@ pub(crate) fn run(root: &Path, seconds: u32) -> Result<(), String> {
     for name in names.lines().map(str::trim) {
         println!("== {name}");
         let time = format!("-max_total_time={seconds}");
-        let mut command = cargo(root, &["run", name, "--", &time, "-timeout=10", "-verbosity=0"]);
+        // For libFuzzer 0 means a seed of its own choice.
+        let seed = format!("-seed={}", u32::from(seed == Seed::Fixed));
+        let limits = [&time, &seed, "-timeout=10", "-verbosity=0"];
+        let mut command = cargo(root, &[&["run", name, "--"][..], &limits[..]].concat());
         let passed = command.status().map_err(|error| error.to_string())?.success();
         if !passed {
             failed.push(name);

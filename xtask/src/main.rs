@@ -91,7 +91,7 @@ fn main() -> ExitCode {
         Task::Sim { seed, runs, kind, trace } => {
             sim::run(&root(), &sim::Plan { seed, runs, kind, trace })
         }
-        Task::Fuzz { seconds } => fuzz::run(&root(), seconds),
+        Task::Fuzz { seconds } => fuzz::run(&root(), seconds, fuzz::Seed::Fresh),
         Task::Bench { scenarios, pooler, seconds, rounds, change } => {
             let plan = bench::Plan { scenarios, poolers: pooler, seconds, rounds, changes: change };
             bench::run(&root(), &plan)
