@@ -59,6 +59,23 @@ impl StatementRoutes {
         }
     }
 
+    /// A route leads nowhere any more: its statements are gone. Answers their names.
+    pub fn forget(&mut self, route: RouteId) -> Vec<Box<[u8]>> {
+        if self.unnamed == route {
+            self.unnamed = self.current;
+        }
+        let mut gone = Vec::new();
+        if let Some(named) = &mut self.named {
+            named.retain(|name, there| {
+                if *there == route {
+                    gone.push(name.clone());
+                }
+                *there != route
+            });
+        }
+        gone
+    }
+
     /// Where a statement belongs, if that is not where messages go now.
     pub fn elsewhere(&self, name: &[u8]) -> Option<RouteId> {
         let route = if name.is_empty() {
@@ -90,6 +107,9 @@ mod tests {
         assert_eq!(routes.elsewhere(b""), None);
         routes.turn(RouteId(0));
         assert_eq!(routes.elsewhere(b"there"), Some(RouteId(1)));
+        assert_eq!(routes.forget(RouteId(1)), [Box::from(&b"there"[..])]);
+        assert_eq!(routes.elsewhere(b"there"), None);
+        assert_eq!(routes.elsewhere(b""), None);
         routes.remove(b"there");
         routes.define(b"there");
         assert_eq!(routes.elsewhere(b"there"), None);

@@ -308,7 +308,11 @@ impl Session {
         }
         if let Some(approval) = &approval {
             let text = whole(&m)?;
-            self.predicted = self.predicted.after(text);
+            let sent = match &**approval {
+                Approval::Text(text) => text,
+                Approval::Unchanged | Approval::Refused(_) => text,
+            };
+            self.predicted = self.predicted.after(sent);
             if let Approval::Text(text) = &**approval {
                 flow.server.inject(m.input, |out| build::query(out, text));
                 link.sent_query();

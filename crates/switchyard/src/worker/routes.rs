@@ -77,6 +77,16 @@ impl Worker {
         });
         match known {
             Some(place) => self.move_to(key, place),
+            None if self.snapshot.config.settings.prepared_statement_errors
+                && route != RouteId::default() =>
+            {
+                // Its use is an error now like that of any other name that nobody prepared.
+                let stage = self.clients.get_mut(key).map(|client| &mut client.stage);
+                if let Some(Stage::Session(session, _)) = stage {
+                    session.forget_route(route);
+                }
+                true
+            }
             None => {
                 let reason = "prepared statement did not exist";
                 self.close_client(key, reason, Farewell::fatal());

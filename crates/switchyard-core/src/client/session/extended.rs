@@ -54,7 +54,12 @@ impl Session {
         let untracked = unnamed || rules.tracking == Tracking::Off;
         let unchanged = matches!(self.approval.as_deref(), None | Some(Approval::Unchanged));
         if link.is_skipping() || (untracked && unchanged && !rules.untracked.looks()) {
-            self.approval = None;
+            if self.approval.take().is_some()
+                && !link.is_skipping()
+                && let Some(parse) = whole(&m).ok().and_then(read::parse)
+            {
+                self.predicted = self.predicted.after(parse.sql);
+            }
             link.sent(Request::Parse(None));
             return Ok(self.pass(m, Destination::Server, flow));
         }

@@ -100,6 +100,13 @@ impl Session {
         self.routes.turn(to);
     }
 
+    /// What a route led to is gone, and the statements that were prepared there with it.
+    pub fn forget_route(&mut self, route: RouteId) {
+        for name in self.routes.forget(route) {
+            self.statements.remove(&name);
+        }
+    }
+
     /// A Parse is on its way to where messages go.
     pub(super) fn note_parse(&mut self, m: &Message<'_>) {
         let name = m.input.get(m.at + frame::HEADER..).and_then(read::cstr);
