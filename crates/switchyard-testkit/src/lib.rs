@@ -14,6 +14,7 @@ mod python;
 pub mod raw;
 mod rules;
 mod session;
+mod space;
 mod workplace;
 mod writers;
 
@@ -35,6 +36,7 @@ pub use python::{Python, Venv};
 pub use raw::Raw;
 pub use rules::Rules;
 pub use session::Session;
+pub use space::Space;
 pub use workplace::{Running, Said, Workplace, signal};
 pub use writers::{Cost, Writers};
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Certificates, directory, free_port, run, unprivileged, wait_until};
+use crate::{Certificates, Space, directory, free_port, run, unprivileged, wait_until};
 
 /// A running server; the superuser is `postgres`, who needs no password on the loopback.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Postgres {
     address: String,
     programs: PathBuf,
     directory: tempfile::TempDir,
+    /// The command that it runs under.
+    wrapper: Vec<String>,
 }
 
 /// The newest installed version's programs.
@@ -37,7 +39,19 @@ impl Postgres {
     pub fn start_of(programs: &Path, hba: &str) -> io::Result<Self> {
         let (directory, port) = (directory()?, free_port()?);
         let (address, programs) = ("127.0.0.1".into(), programs.to_owned());
-        let server = Postgres { port, address, programs, directory };
+        Postgres { port, address, programs, directory, wrapper: Vec::new() }.make(hba)
+    }
+
+    /// The same at an address of a namespace.
+    pub fn start_in(space: &Space, address: &str) -> io::Result<Self> {
+        let (port, directory) = (5432, directory()?);
+        let (address, programs, wrapper) = (address.to_owned(), programs()?, space.wrapper());
+        let hba = "host all all 10.0.0.0/8 trust\nhost replication all 10.0.0.0/8 trust";
+        Postgres { port, address, programs, directory, wrapper }.make(hba)
+    }
+
+    fn make(self, hba: &str) -> io::Result<Self> {
+        let server = self;
         let data = server.data();
         run(unprivileged(&server.programs.join("initdb"))
             .args(["-A", "trust", "-U", "postgres", "-N", "-D"])
@@ -64,8 +78,9 @@ impl Postgres {
 
     /// The same at another place.
     pub fn standby_at(&self, address: &str, port: u16) -> io::Result<Self> {
-        let (address, programs) = (address.to_owned(), self.programs.clone());
-        let server = Postgres { port, address, programs, directory: directory()? };
+        let (address, programs, wrapper) =
+            (address.to_owned(), self.programs.clone(), self.wrapper.clone());
+        let server = Postgres { port, address, programs, directory: directory()?, wrapper };
         run(unprivileged(&self.programs.join("pg_basebackup"))
             .args(["-R", "-X", "stream", "-c", "fast", "-h", &self.address, "-U", "postgres"])
             .args(["-p", &self.port.to_string(), "-D"])
@@ -112,7 +127,15 @@ impl Postgres {
     }
 
     fn control(&self) -> io::Result<Command> {
-        let mut command = unprivileged(&self.programs.join("pg_ctl"));
+        let inner = unprivileged(&self.programs.join("pg_ctl"));
+        let mut command = match self.wrapper.split_first() {
+            None => inner,
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(inner.get_program()).args(inner.get_args());
+                command
+            }
+        };
         command.arg("-D").arg(self.data()).arg("-w").arg("-l").arg(self.log());
         Ok(command)
     }
@@ -128,7 +151,7 @@ impl Postgres {
              -c wal_retrieve_retry_interval=100ms -c wal_keep_size=128MB",
             self.port,
             self.directory.path().display(),
-            self.address
+            if self.address == "127.0.0.1" { "127.0.0.1,::1" } else { &self.address }
         );
         run(self.control()?.args(["-o", &options, "start"])).map(drop)
     }

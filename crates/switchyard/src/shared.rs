@@ -321,7 +321,24 @@ impl Shared {
                 None => (None, Want::Writer),
             };
         }
+        if let Some((entry, want)) = self.labelled(name) {
+            return (Some(entry), want);
+        }
         (self.entry(name, whose), Want::Writer)
+    }
+
+    /// The node of a cluster whose host name begins with this label, if no entry has this name and
+    /// no other cluster such a node.
+    fn labelled(&self, name: &str) -> Option<(Arc<Entry>, Want)> {
+        let entries = lock(&self.entries);
+        if entries.contains_key(name) {
+            return None;
+        }
+        let mut found = entries.values().filter(|entry| entry.is_cluster()).filter_map(|entry| {
+            let node = entry.view().by_label(name)?.id;
+            Some((Arc::clone(entry), Want::Node(LaneId(node.0))))
+        });
+        found.next().filter(|_| found.next().is_none())
     }
 
     /// Whether a name leads anywhere, without making an automatic entry for it.
@@ -329,6 +346,7 @@ impl Shared {
         let database = name.split_once('@').map_or(name, |(database, _)| database);
         let known = self.known_entry(name).is_some() || self.known_entry(database).is_some();
         known
+            || self.labelled(name).is_some()
             || (self.snapshot().config.automatic.is_some()
                 && name != crate::worker::console::CONSOLE)
     }

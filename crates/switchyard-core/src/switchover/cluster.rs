@@ -422,15 +422,18 @@ impl Cluster {
 
     fn pace(&self, now: Instant) -> Pace {
         let timings = &self.options.timings;
-        let at_rest = timings.polling_frequency;
+        // So many questions a second at most, however many nodes there are.
+        let share = Duration::from_micros(50 * self.nodes.len() as u64);
+        let retry = 10 * share;
+        let at_rest = timings.polling_frequency.max(share);
         let full = match self.options.lag_max {
             Some(_) => FULL_INTERVAL_LAG,
             None => FULL_INTERVAL,
         };
-        let fast = timings.probe_fast.max(Duration::from_millis(1)).min(at_rest);
+        let fast = timings.probe_fast.max(Duration::from_millis(1)).max(share).min(at_rest);
         let since = match (&self.state, self.operation.since()) {
             (_, Some(since)) => since,
-            (State::Stable(_), None) => return Pace { interval: at_rest, at_rest, full },
+            (State::Stable(_), None) => return Pace { interval: at_rest, at_rest, retry, full },
             (State::Unknown, None) => self.told.started,
             (State::Suspect(_, suspicion), None) => suspicion.since,
             (State::Searching(search), None) => search.since,
@@ -438,7 +441,7 @@ impl Cluster {
         let long = now.saturating_duration_since(since).saturating_sub(FAST_FOR);
         // It grows with the time beyond: after a second more it is a tenth of that second.
         let interval = if long.is_zero() { fast } else { fast.max(long / 10).min(at_rest) };
-        Pace { interval, at_rest, full }
+        Pace { interval, at_rest, retry, full }
     }
 
     pub(super) fn name(&self, id: NodeId) -> String {

@@ -26,6 +26,7 @@ pub(super) struct Discovery {
 #[derive(Clone, Debug)]
 struct Running {
     id: TopologyId,
+    node: NodeId,
     deadline: Instant,
     purpose: Purpose,
 }
@@ -114,6 +115,7 @@ impl Cluster {
         let hinted = nodes.iter().find(|node| node.hint == Hint::Writer);
         let hinted = hinted.map(|node| node.endpoint.clone());
         self.adopt(now, nodes);
+        self.trust(running.node);
         let writer = self.writer().and_then(|id| self.nodes.iter().find(|node| node.id == id));
         let doubtful = writer.is_some_and(|writer| {
             writer.listing != Listing::Listed
@@ -164,7 +166,7 @@ impl Cluster {
     fn run_topology(&mut self, now: Instant, node: NodeId, purpose: Purpose) {
         self.discovery.minted += 1;
         let (id, deadline) = (TopologyId(self.discovery.minted), now + TOPOLOGY_PATIENCE);
-        self.discovery.running = Some(Running { id, deadline, purpose });
+        self.discovery.running = Some(Running { id, node, deadline, purpose });
         self.effect(Effect::RunTopology { node, id });
     }
 
@@ -194,6 +196,17 @@ impl Cluster {
         };
         let gone: Vec<NodeId> = self.nodes.iter().filter(|n| over(n)).map(|n| n.id).collect();
         gone.into_iter().for_each(|id| self.remove(id));
+    }
+
+    /// A node that lists itself among the first nodes says which system is meant: one that is
+    /// listed by mistake, and answers alone, must not take its place.
+    fn trust(&mut self, id: NodeId) {
+        let listed = |node: &&Node| node.id == id && node.listing == Listing::Listed;
+        let node = self.nodes.iter().find(listed);
+        if let Some(facts) = node.and_then(|node| node.facts.clone()) {
+            self.memory.system = self.memory.system.or(facts.system);
+            self.memory.learn(&facts);
+        }
     }
 
     fn topology_failed(&mut self, now: Instant, text: String) {

@@ -3,7 +3,7 @@
 //!
 //! Not here: the rules of an election (`election`). Invariant: an election needs a full answer.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::cluster::{
     Cause, Cluster, Effect, Hearing, REPEAT, Search, Severity, Split, State, Suspicion,
@@ -152,7 +152,7 @@ impl Cluster {
         }
     }
 
-    fn refused(&self, node: NodeId, refusal: Refusal) -> (Severity, String) {
+    pub(super) fn refused(&self, node: NodeId, refusal: Refusal) -> (Severity, String) {
         let (name, database) = (self.name(node), &self.options.database);
         match refusal {
             Refusal::Foreign(found, expected) => (
@@ -282,7 +282,11 @@ impl Cluster {
             self.log(Severity::Warning, text);
         }
         self.effect(Effect::Remember(self.memory.system, self.memory.timeline));
-        self.discovery.due = Some(now);
+        // Clients that waited come first.
+        self.discovery.due = Some(now + SETTLE);
         self.nodes.iter_mut().for_each(|node: &mut Node| node.hurry(now));
     }
 }
+
+/// Time after an election before the topology is read again.
+const SETTLE: Duration = Duration::from_millis(50);

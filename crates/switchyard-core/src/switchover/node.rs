@@ -200,7 +200,7 @@ impl Node {
 
     /// Ends a question whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant, pace: Pace) {
-        if matches!(self.probe, Probe::Asked { deadline, .. } if deadline <= now) {
+        if matches!(self.probe, Probe::Asked { deadline, .. } if deadline + GRACE <= now) {
             let text = "no answer in time".to_owned();
             self.fail(now, Failure { kind: FailureKind::Timeout, text }, pace);
         }
@@ -247,7 +247,7 @@ impl Node {
     pub(super) fn due(&self) -> Instant {
         match self.probe {
             Probe::Waiting { next, .. } => next,
-            Probe::Asked { deadline, .. } => deadline,
+            Probe::Asked { deadline, .. } => deadline + GRACE,
         }
     }
 
@@ -292,7 +292,7 @@ impl Node {
         // A second question follows a first failure at once: it decides whether the node is lost.
         let pause = match (self.link, failure.kind) {
             (Link::Open | Link::Doubtful, _) => Duration::ZERO,
-            (Link::Closed, kind) => retry_pause(kind, now - first, pace.at_rest),
+            (Link::Closed, kind) => retry_pause(kind, now - first, pace.at_rest).max(pace.retry),
         };
         self.link = match (self.link, failure.kind) {
             (Link::Open, FailureKind::Timeout) => Link::Doubtful,
@@ -331,9 +331,13 @@ pub(super) struct Pace {
     pub(super) interval: Duration,
     /// `polling_frequency`.
     pub(super) at_rest: Duration,
+    /// Between two attempts to reach a node that fails, at least.
+    pub(super) retry: Duration,
     /// Between two full questions.
     pub(super) full: Duration,
 }
 
 /// Failures in a row after which a node counts as down.
 pub(super) const FAILURES_UNTIL_DOWN: u32 = 2;
+/// The shell knows best why there is no answer: it is waited for that much longer.
+const GRACE: Duration = Duration::from_millis(5);

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::cluster::{Cluster, REPEAT, Severity, Split, State};
+use super::election::Refusal;
 use super::node::{Listing, Node, Standing};
 use super::snapshot::{ClusterSnapshot, NodeSnapshot};
-use super::view::{Gate, Lag, NodeState, NodeView, Role};
+use super::view::{Gate, Lag, NodeId, NodeState, NodeView, Role};
 
 impl Cluster {
     /// Publishes roles and states if any of them changed.
@@ -20,14 +21,36 @@ impl Cluster {
         for node in nodes.iter().filter(|node| node.role == Role::Reader) {
             if old.node(node.id).is_none_or(|before| before.role != Role::Reader) {
                 let database = &self.options.database;
-                lines.push(format!("cluster \"{database}\": node {} up as reader", node.name));
+                let text = format!("cluster \"{database}\": node {} up as reader", node.name);
+                lines.push((Severity::Log, text));
+            }
+        }
+        // While there is no writer, refusals are told by the search for one.
+        for node in nodes.iter().filter(|node| node.state == NodeState::Fenced) {
+            let before = old.node(node.id).map(|before| before.state);
+            if writer.is_some() && before != Some(NodeState::Fenced) {
+                lines.extend(self.fence(node.id).map(|refusal| self.refused(node.id, refusal)));
             }
         }
         self.published.nodes = nodes;
         self.published.writer = writer;
         self.published.gate = gate;
         self.show();
-        lines.into_iter().for_each(|line| self.log(Severity::Log, line));
+        lines.into_iter().for_each(|(severity, line)| self.log(severity, line));
+    }
+
+    /// Why a node is fenced, as far as that is known.
+    fn fence(&self, id: NodeId) -> Option<Refusal> {
+        let facts = self.nodes.iter().find(|node| node.id == id)?.facts.as_ref()?;
+        match (facts.system.zip(self.memory.system), facts.timeline.zip(self.memory.timeline)) {
+            (Some((found, expected)), _) if found != expected => {
+                Some(Refusal::Foreign(found, expected))
+            }
+            (_, Some((found, expected))) if found < expected => {
+                Some(Refusal::Stale(found, expected))
+            }
+            _ => None,
+        }
     }
 
     fn node_view(&self, now: Instant, at: usize) -> NodeView {

@@ -26,7 +26,7 @@ impl Endpoint {
     }
 
     /// The first label of a host name; addresses and directories have none.
-    fn label(&self) -> Option<&str> {
+    pub(super) fn label(&self) -> Option<&str> {
         let is_name = !self.host.starts_with('/')
             && !self.host.contains(':')
             && self.host.parse::<core::net::IpAddr>().is_err();

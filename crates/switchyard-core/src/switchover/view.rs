@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use super::topology::Endpoint;
+
 /// A node of a cluster; never used again for another node during the cluster's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u32);
@@ -128,6 +130,13 @@ impl View {
     pub fn by_name(&self, name: &str) -> Option<&NodeView> {
         let at = |node: &NodeView| format!("{}:{}", node.host, node.port);
         self.nodes.iter().find(|node| node.name == name || at(node) == name)
+    }
+
+    /// The node whose host name begins with this label, if only one does.
+    pub fn by_label(&self, label: &str) -> Option<&NodeView> {
+        let endpoint = |node: &NodeView| Endpoint { host: node.host.clone(), port: node.port };
+        let mut found = self.nodes.iter().filter(|node| endpoint(node).label() == Some(label));
+        found.next().filter(|_| found.next().is_none())
     }
 
     /// Whether clients of the writer are held.

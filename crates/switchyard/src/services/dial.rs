@@ -15,6 +15,7 @@ use super::names::NameService;
 use super::probe::ProbeLogin;
 
 /// The way to a node.
+#[derive(Clone)]
 pub(super) struct Way {
     pub(super) endpoint: Endpoint,
     pub(super) login: Arc<ProbeLogin>,
@@ -45,8 +46,8 @@ pub(super) fn lost(error: &io::Error) -> Failure {
     failure(kind, error.to_string())
 }
 
-/// Connects to a node.
-pub(super) async fn dial(way: &Way) -> Result<Box<dyn Socket>, Failure> {
+/// Connects to a node; `connected` is called when there is a connection.
+pub(super) async fn dial(way: &Way, connected: impl FnOnce()) -> Result<Box<dyn Socket>, Failure> {
     let (endpoint, tls) = (&way.endpoint, &way.login.tls);
     let port = endpoint.port;
     if endpoint.host.starts_with(['/', '@']) {
@@ -67,6 +68,7 @@ pub(super) async fn dial(way: &Way) -> Result<Box<dyn Socket>, Failure> {
     }
     let stream = TcpStream::connect(&addresses[..]).await;
     let mut stream = stream.map_err(|error| lost(&error))?;
+    connected();
     stream.set_nodelay(true).map_err(|error| lost(&error))?;
     let Some((config, name)) = tls.config(&endpoint.host) else { return Ok(Box::new(stream)) };
     let mut request = Vec::new();

@@ -1,6 +1,7 @@
 //! The connection on which one node is asked: login, the cheap question (an empty Sync), the full
 //! question, and the topology query. It is kept open, so that its end is noticed at once.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
@@ -15,7 +16,7 @@ use switchyard_core::switchover::view::NodeId;
 use switchyard_wire::tag::{backend, frontend};
 use switchyard_wire::{build, frame, read};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::Input;
 use super::dial::{Socket, Way, dial, failure, lost};
@@ -108,6 +109,7 @@ pub(super) async fn serve(
     inputs: UnboundedSender<Input>,
 ) {
     let mut connection: Option<Connection> = None;
+    let mut lister: Option<UnboundedSender<(TopologyId, String)>> = None;
     let mut last = ProbeId(0);
     loop {
         let request = match &mut connection {
@@ -129,24 +131,25 @@ pub(super) async fn serve(
                     connection = None;
                 }
                 last = id;
-                let asking = ask(&mut connection, &way, question);
+                let phase = Cell::new(Phase::Asking);
+                let asking = ask(&mut connection, &way, question, &phase);
                 let answer = match tokio::time::timeout_at(deadline.into(), asking).await {
                     Ok(Ok(answer)) => answer,
                     Ok(Err(failure)) => {
                         connection = None;
                         Answer::Failed(failure)
                     }
-                    Err(_) => Answer::Failed(failure(FailureKind::Timeout, "no answer in time")),
+                    Err(_) => Answer::Failed(failure(FailureKind::Timeout, phase.get().text())),
                 };
                 let _ = inputs.send(Input::Answer(node, id, answer));
             }
             Some(Request::Topology { id, sql }) => {
-                let running = run_topology(&mut connection, &sql);
-                let rows = match tokio::time::timeout(PATIENCE, running).await {
-                    Ok(rows) => rows,
-                    Err(_) => Err("no answer in time".into()),
-                };
-                let _ = inputs.send(Input::Topology(id, rows));
+                let lister = lister.get_or_insert_with(|| {
+                    let (sender, wishes) = unbounded_channel();
+                    tokio::task::spawn_local(list(way.clone(), wishes, inputs.clone()));
+                    sender
+                });
+                let _ = lister.send((id, sql));
             }
             Some(Request::Verify(id)) => {
                 let checking = verify(&mut connection, &way);
@@ -165,7 +168,7 @@ pub(super) async fn serve(
 async fn verify(connection: &mut Option<Connection>, way: &Way) -> Result<(), Failure> {
     let open = match connection {
         Some(open) => open,
-        None => connection.insert(Connection::open(way).await?),
+        None => connection.insert(Connection::open(way, &Cell::new(Phase::Asking)).await?),
     };
     let result = open.value("begin read write; rollback").await;
     if open.owed > 0 {
@@ -174,11 +177,52 @@ async fn verify(connection: &mut Option<Connection>, way: &Way) -> Result<(), Fa
     result.map(drop)
 }
 
+/// Runs topology queries on a connection of their own: a slow one must not look like a node that
+/// does not answer.
+async fn list(
+    way: Way,
+    mut wishes: UnboundedReceiver<(TopologyId, String)>,
+    inputs: UnboundedSender<Input>,
+) {
+    let mut connection: Option<Connection> = None;
+    loop {
+        let wish = match &mut connection {
+            None => wishes.recv().await,
+            Some(open) => tokio::select! {
+                biased;
+                wish = wishes.recv() => wish,
+                _ = open.idle() => {
+                    connection = None;
+                    continue;
+                }
+            },
+        };
+        let Some((id, sql)) = wish else { return };
+        let running = run_topology(&mut connection, &way, &sql);
+        let rows = match tokio::time::timeout(PATIENCE, running).await {
+            Ok(rows) => rows,
+            Err(_) => {
+                connection = None;
+                Err("no answer in time".into())
+            }
+        };
+        let _ = inputs.send(Input::Topology(id, rows));
+    }
+}
+
 async fn run_topology(
     connection: &mut Option<Connection>,
+    way: &Way,
     sql: &str,
 ) -> Result<Vec<topology::TopologyRow>, String> {
-    let open = connection.as_mut().ok_or("the node is not connected")?;
+    let open = match connection {
+        Some(open) => open,
+        None => {
+            let phase = Cell::new(Phase::Asking);
+            let opened = Connection::open(way, &phase).await.map_err(|failure| failure.text)?;
+            connection.insert(opened)
+        }
+    };
     let result = match open.query(sql).await {
         Ok(()) => match open.error.take() {
             Some(error) => Err(error.text),
@@ -195,14 +239,36 @@ async fn run_topology(
     result
 }
 
+/// How far a question has come: tells a host that does not answer from a server that does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It waits for its answer on an open connection.
+    Asking,
+    /// It waits for a connection.
+    Dialling,
+    /// It waits for the greeting on a connection.
+    Greeting,
+}
+
+impl Phase {
+    fn text(self) -> &'static str {
+        match self {
+            Phase::Asking => "no answer in time",
+            Phase::Dialling => "no connection in time: the host does not answer",
+            Phase::Greeting => "connected, but the server does not answer",
+        }
+    }
+}
+
 async fn ask(
     connection: &mut Option<Connection>,
     way: &Way,
     question: Question,
+    phase: &Cell<Phase>,
 ) -> Result<Answer, Failure> {
     let open = match connection {
         Some(open) => open,
-        None => connection.insert(Connection::open(way).await?),
+        None => connection.insert(Connection::open(way, phase).await?),
     };
     match question {
         Question::Cheap => {
@@ -220,8 +286,9 @@ async fn ask(
 
 impl Connection {
     /// Connects and logs in.
-    pub(super) async fn open(way: &Way) -> Result<Self, Failure> {
-        let socket = dial(way).await?;
+    pub(super) async fn open(way: &Way, phase: &Cell<Phase>) -> Result<Self, Failure> {
+        phase.set(Phase::Dialling);
+        let socket = dial(way, || phase.set(Phase::Greeting)).await?;
         let mut connection = Connection {
             socket,
             input: Vec::new(),
@@ -233,6 +300,7 @@ impl Connection {
             error: None,
         };
         connection.log_in(&way.login).await?;
+        phase.set(Phase::Asking);
         Ok(connection)
     }
 

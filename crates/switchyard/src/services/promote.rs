@@ -1,5 +1,6 @@
 //! Promotion of a node, by a program of the operator's or by `pg_promote`.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use switchyard_core::switchover::topology::Endpoint;
 use tokio::time::timeout;
 
 use super::dial::Way;
-use super::probe::Connection;
+use super::probe::{Connection, Phase};
 
 /// What is to be done.
 pub(super) struct Order {
@@ -47,7 +48,7 @@ async fn by_sql(order: &Order, way: &Way) -> Result<(), String> {
     let left = order.deadline.saturating_duration_since(Instant::now());
     let sql = format!("select pg_promote(true, {})", left.as_secs().clamp(1, 3600));
     let asking = async {
-        let mut connection = Connection::open(way).await?;
+        let mut connection = Connection::open(way, &Cell::new(Phase::Asking)).await?;
         connection.value(&sql).await
     };
     match timeout(left, asking).await {
