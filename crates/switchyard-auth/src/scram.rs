@@ -298,19 +298,62 @@ impl fmt::Debug for Credential {
     }
 }
 
+/// The work of deriving a password's keys, as much as a server asks for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Derivation {
+    password: Vec<u8>,
+    salt: Vec<u8>,
+    iterations: u32,
+}
+
+impl fmt::Debug for Derivation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Derivation({})", self.iterations)
+    }
+}
+
+impl Derivation {
+    /// How many rounds it takes.
+    pub fn iterations(&self) -> u32 {
+        self.iterations
+    }
+
+    /// Does the work.
+    pub fn run(&self) -> Keys {
+        keys(&self.password, &self.salt, self.iterations)
+    }
+}
+
+/// What a server's first message asks for.
+#[derive(Debug)]
+pub enum Challenge {
+    /// The last message can be made of these keys.
+    Keys(Keys),
+    /// They have to be derived first.
+    Derive(Derivation),
+}
+
+/// The server's first message, while keys are derived.
+#[derive(Debug)]
+struct Pending {
+    nonce: String,
+    text: String,
+}
+
 /// The side that logs in to a server.
 #[derive(Debug)]
 pub struct ClientExchange {
     credential: Credential,
     nonce: String,
     binding: Binding,
+    pending: Option<Box<Pending>>,
     server_signature: Option<[u8; 32]>,
 }
 
 impl ClientExchange {
     /// A login with a fresh nonce of printable characters.
     pub fn new(credential: Credential, nonce: String, binding: Binding) -> Self {
-        ClientExchange { credential, nonce, binding, server_signature: None }
+        ClientExchange { credential, nonce, binding, pending: None, server_signature: None }
     }
 
     /// Name of the mechanism.
@@ -336,6 +379,15 @@ impl ClientExchange {
 
     /// Takes the server's first message; answers our last one.
     pub fn last(&mut self, message: &[u8]) -> Result<Vec<u8>, ScramError> {
+        let keys = match self.challenge(message)? {
+            Challenge::Keys(keys) => keys,
+            Challenge::Derive(derivation) => derivation.run(),
+        };
+        self.answer(&keys)
+    }
+
+    /// Takes the server's first message; `answer` follows.
+    pub fn challenge(&mut self, message: &[u8]) -> Result<Challenge, ScramError> {
         let text = std::str::from_utf8(message).map_err(|_| malformed("not UTF-8"))?;
         let nonce = attribute(text, 'r').ok_or(malformed("no nonce"))?;
         if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
@@ -346,10 +398,24 @@ impl ClientExchange {
         let iterations: Option<u32> = attribute(text, 'i').and_then(|count| count.parse().ok());
         let iterations = iterations.filter(|count| (1..=ITERATIONS_MAX).contains(count));
         let iterations = iterations.ok_or(malformed("bad iterations"))?;
-        let keys = match &self.credential {
-            Credential::Password(password) => keys(password, &salt, iterations),
-            Credential::Keys(keys) => keys.clone(),
-        };
+        self.pending = Some(Box::new(Pending { nonce: nonce.into(), text: text.into() }));
+        Ok(match &self.credential {
+            Credential::Password(password) => {
+                Challenge::Derive(Derivation { password: password.clone(), salt, iterations })
+            }
+            Credential::Keys(keys) => Challenge::Keys(keys.clone()),
+        })
+    }
+
+    /// Whether a challenge waits for its answer.
+    pub fn is_challenged(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// The last message, made of the keys that the challenge asked for.
+    pub fn answer(&mut self, keys: &Keys) -> Result<Vec<u8>, ScramError> {
+        let pending = self.pending.take().ok_or(malformed("no challenge"))?;
+        let Pending { nonce, text } = *pending;
         let binding = self.binding.data(self.gs2().as_bytes());
         let without_proof = format!("c={binding},r={nonce}");
         let message = format!("n=,r={},{text},{without_proof}", self.nonce);

@@ -2,8 +2,10 @@
 //! Texts are PgBouncer's.
 
 use switchyard_auth::md5;
-use switchyard_auth::scram::{Binding, ClientExchange, Credential, Keys};
-use switchyard_auth::scram::{MECHANISM, MECHANISM_PLUS};
+use switchyard_auth::scram::{
+    Binding, Challenge, ClientExchange, Credential, Derivation, Keys, MECHANISM, MECHANISM_PLUS,
+    ScramError,
+};
 use switchyard_auth::secret::Secret;
 use switchyard_wire::startup::VERSION_3_0;
 use switchyard_wire::tag::backend;
@@ -38,6 +40,9 @@ pub struct Welcome {
 pub enum ServerLoginStep {
     /// The login goes on.
     More,
+    /// It goes on with [`ServerLogin::derived`] when this was done, which takes its time: it is not
+    /// for a thread that others wait for.
+    Derive(Derivation),
     /// The server is ready.
     Done(Welcome),
 }
@@ -96,7 +101,12 @@ impl ServerLogin {
 
     /// A message of the server.
     pub fn handle_message(&mut self, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Answer {
+        let waits = self.exchange.as_ref().is_some_and(ClientExchange::is_challenged);
         match tag {
+            // The server has spoken last, and has to wait for our answer.
+            _ if waits && tag != backend::ERROR => {
+                Err(ServerLoginError::Broken("unknown pkt from server"))
+            }
             backend::AUTHENTICATION => self.authentication(body, out),
             backend::ERROR => Err(refused(body)),
             backend::NOTICE | backend::NEGOTIATE_PROTOCOL => Ok(ServerLoginStep::More),
@@ -145,10 +155,14 @@ impl ServerLogin {
             read::Authentication::SaslContinue(message) => {
                 let exchange = self.exchange.as_mut();
                 let exchange = exchange.ok_or(ServerLoginError::Broken("bad packet"))?;
-                let last = exchange
-                    .last(message)
-                    .map_err(|error| ServerLoginError::CannotAnswer(error.to_string(), None))?;
-                build::sasl_response(out, &last);
+                let keys = match exchange.challenge(message).map_err(cannot)? {
+                    Challenge::Keys(keys) => keys,
+                    Challenge::Derive(work) if work.iterations() > QUICK => {
+                        return Ok(ServerLoginStep::Derive(work));
+                    }
+                    Challenge::Derive(work) => work.run(),
+                };
+                return self.derived(&keys, out);
             }
             read::Authentication::SaslFinal(message) => {
                 let exchange = self.exchange.as_ref();
@@ -163,6 +177,14 @@ impl ServerLogin {
                 return Err(ServerLoginError::CannotAnswer(line, None));
             }
         }
+        Ok(ServerLoginStep::More)
+    }
+
+    /// The keys that a step asked for.
+    pub fn derived(&mut self, keys: &Keys, out: &mut Vec<u8>) -> Answer {
+        let exchange = self.exchange.as_mut();
+        let exchange = exchange.ok_or(ServerLoginError::Broken("bad packet"))?;
+        build::sasl_response(out, &exchange.answer(keys).map_err(cannot)?);
         Ok(ServerLoginStep::More)
     }
 
@@ -198,6 +220,13 @@ impl ServerLogin {
         self.exchange = Some(exchange);
         Ok(())
     }
+}
+
+/// Rounds of a derivation that nobody notices.
+const QUICK: u32 = 10_000;
+
+fn cannot(error: ScramError) -> ServerLoginError {
+    ServerLoginError::CannotAnswer(error.to_string(), None)
 }
 
 fn wrong_type(line: &str) -> Answer {
@@ -277,6 +306,37 @@ mod tests {
         assert!(check(Method::Md5([9; 4]), &md5, b"pw"));
         assert!(check(Method::Md5([9; 4]), b"pw", &md5));
         assert!(!check(Method::Scram, &md5, b"pw"));
+    }
+
+    #[test]
+    fn long_derivations_are_left_to_the_caller() {
+        let login = || {
+            let secret = Some(Secret::parse(b"pw"));
+            let (user, nonce) = ("u".to_string(), "m".to_string());
+            let mut login =
+                ServerLogin::new(vec![], Credentials { user, secret, keys: None, nonce });
+            let ask = b"\0\0\0\x0aSCRAM-SHA-256\0\0";
+            login.handle_message(b'R', ask, &mut Vec::new()).expect("a first message");
+            login
+        };
+        let challenge = |count| format!("\0\0\0\x0br=mx,s=c2FsdA==,i={count}").into_bytes();
+        let mut out = Vec::new();
+        let mut quick = login();
+        let step = quick.handle_message(b'R', &challenge(QUICK), &mut out);
+        assert_eq!((step, out.is_empty()), (Ok(ServerLoginStep::More), false));
+        let mut long = login();
+        let mut out = Vec::new();
+        let step = long.handle_message(b'R', &challenge(QUICK + 1), &mut out);
+        let Ok(ServerLoginStep::Derive(work)) = step else { panic!("{step:?}") };
+        assert!(out.is_empty());
+        // Whatever comes meanwhile is out of turn, but for a refusal.
+        let early = long.handle_message(b'R', b"\0\0\0\0", &mut out);
+        assert_eq!(early, Err(ServerLoginError::Broken("unknown pkt from server")));
+        let refused = long.handle_message(b'E', b"\0", &mut out);
+        assert!(matches!(refused, Err(ServerLoginError::Refused { .. })));
+        assert_eq!(long.derived(&work.run(), &mut out), Ok(ServerLoginStep::More));
+        assert!(!out.is_empty());
+        assert!(long.derived(&work.run(), &mut out).is_err(), "an answer is given once");
     }
 
     #[test]

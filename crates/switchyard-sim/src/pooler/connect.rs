@@ -153,6 +153,7 @@ impl Pooler {
             send(env, server.end, &mut server.output, &out);
             match step {
                 Ok(ServerLoginStep::More) => {}
+                Ok(ServerLoginStep::Derive(_)) => unreachable!("nobody asks for a password"),
                 Ok(ServerLoginStep::Done(welcome)) => {
                     self.server_welcomed(env, w, key, welcome);
                     return used;

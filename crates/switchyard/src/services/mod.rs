@@ -105,6 +105,8 @@ enum Task {
     Watch(Box<Start>),
     /// Look a name up.
     LookUp(String),
+    /// Do what takes a while.
+    Compute(Box<dyn FnOnce() + Send>),
 }
 
 /// The handle of the services thread.
@@ -145,6 +147,7 @@ impl Services {
                         Task::Watch(start) => {
                             tokio::task::spawn_local(watch(*start, Arc::clone(&context)));
                         }
+                        Task::Compute(work) => drop(tokio::task::spawn_blocking(work)),
                         Task::LookUp(host) => {
                             tokio::task::spawn_local(look_up(host, Arc::clone(&context)));
                         }
@@ -155,6 +158,12 @@ impl Services {
         spawned.map_err(failed)?;
         let (clusters, commands) = (Mutex::default(), AtomicU64::new(0));
         Ok(Services { tasks, clusters, context: shared, commands })
+    }
+
+    /// Does work that takes a while on a thread of its own.
+    pub fn compute(&self, work: Box<dyn FnOnce() + Send>) {
+        // The services thread lives as long as the process.
+        let _ = self.tasks.send(Task::Compute(work));
     }
 
     /// Names of hosts.

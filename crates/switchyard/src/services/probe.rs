@@ -324,6 +324,12 @@ impl Connection {
             let (tag, body) = self.message().await?;
             match dialogue.handle_message(tag, &body, &mut out) {
                 Ok(ServerLoginStep::More) => {}
+                Ok(ServerLoginStep::Derive(work)) => {
+                    let keys = tokio::task::spawn_blocking(move || work.run()).await;
+                    let keys = keys.map_err(|error| lost(&error.into()))?;
+                    let denied = |_| failure(FailureKind::Denied, "no answer to SCRAM");
+                    dialogue.derived(&keys, &mut out).map_err(denied)?;
+                }
                 Ok(ServerLoginStep::Done(welcome)) => {
                     let tells = |(name, _): &(Vec<u8>, Vec<u8>)| name == b"in_hot_standby";
                     if welcome.parameters.iter().any(tells) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use switchyard_auth::scram::{Derivation, Keys};
 use switchyard_core::client::untracked::Kept;
 use switchyard_core::params::Params;
 use switchyard_core::pool::Want;
@@ -18,9 +19,10 @@ use crate::options;
 use crate::pools::Welcome as PoolWelcome;
 use crate::snapshot::Logged;
 use crate::worker::buffer::Pending;
+use crate::worker::message::Message;
 use crate::worker::open::Opening;
 use crate::worker::server::{Server, Stage, Unread, Use};
-use crate::worker::{Slot, Source, Worker};
+use crate::worker::{Slot, Source, Todo, Worker};
 
 impl Worker {
     /// Connects to where a permit leads.
@@ -146,6 +148,8 @@ impl Worker {
             }
             match step {
                 Ok(ServerLoginStep::More) => {}
+                // What comes meanwhile is out of turn, which the dialogue says.
+                Ok(ServerLoginStep::Derive(work)) => self.derive(key, work),
                 Ok(ServerLoginStep::Done(welcome)) => {
                     self.server_welcomed(key, welcome);
                     return used;
@@ -155,6 +159,31 @@ impl Worker {
                     return data.len();
                 }
             }
+        }
+    }
+
+    /// Has keys derived where nobody waits for it.
+    fn derive(&self, key: Key, work: Derivation) {
+        let (shared, worker) = (Arc::clone(&self.shared), self.id);
+        if let Some(services) = self.shared.services() {
+            let tell = move || shared.send(worker, Message::Derived(key, Box::new(work.run())));
+            services.compute(Box::new(tell));
+        }
+    }
+
+    /// The keys for a login are there. It may have been given up meanwhile.
+    pub(super) fn derived(&mut self, key: Key, keys: &Keys) {
+        let server = self.servers.get_mut(key).and_then(|slot| slot.here.as_mut());
+        let Some(server) = server else { return };
+        let Stage::Login(login) = &mut server.stage else { return };
+        let mut out = Vec::new();
+        let step = login.derived(keys, &mut out);
+        if server.output.send(&mut server.stream, &out).is_err() {
+            return self.server_failed(key, "server connection closed");
+        }
+        match step {
+            Ok(_) => self.todo.push_back(Todo::Server(key)),
+            Err(error) => self.login_refused(key, &error),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use switchyard_auth::scram::Keys;
 use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_io::{Accepted, Key};
 
@@ -26,6 +27,8 @@ pub enum Message {
     Vacate(Key),
     /// Answer of a name lookup for the connection of this number.
     Resolved(u64, Vec<SocketAddr>),
+    /// Keys for the login of this server were derived.
+    Derived(Key, Box<Keys>),
     /// A name does not stand for these addresses any more.
     AddressesLost(Arc<str>, Arc<[SocketAddr]>),
     /// A cancel request for a client of this worker, from the connection behind the ticket.
@@ -91,6 +94,7 @@ impl Worker {
                 self.servers.remove(slot);
             }
             Message::Resolved(number, addresses) => self.resolved(number, addresses),
+            Message::Derived(key, keys) => self.derived(key, &keys),
             Message::AddressesLost(host, lost) => self.addresses_lost(&host, &lost),
             Message::Cancel(target, requester) => self.cancel_client(target, requester),
             Message::CancelTaken(requester, pool) => self.cancel_taken(requester, pool),

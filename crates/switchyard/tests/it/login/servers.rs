@@ -207,6 +207,9 @@ fn one_refused_login_tells_all_who_wait() -> io::Result<()> {
         assert_eq!(raw.fatal(), "28P01 not you");
     }
     assert_eq!(model.accepted(), 1);
+    // The server's own line is the last.
+    let all = || pooler.log().is_ok_and(|log| log.matches("not you").count() == 12);
+    wait_until("the last line", all)?;
     let log = pooler.log()?;
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("not you")).collect();
     assert_eq!(lines.len(), 12, "{log}");
@@ -420,5 +423,64 @@ fn what_an_idle_server_says_is_told_and_ends_it() -> io::Result<()> {
     assert_eq!(client.run("select 1")?, ["1"]);
     let log = pooler.log()?;
     assert!(log.contains("closing because: idle server got dirty (age="), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_server_that_asks_for_many_rounds_delays_nobody_else() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let (asked, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (ask, answer) = (Arc::clone(&asked), Arc::clone(&answered));
+    let model = Model::start(move |peer| {
+        if parameter(peer, "database") == "good" {
+            peer.welcome()?;
+            return peer.serve("fine");
+        }
+        peer.ask(10, b"SCRAM-SHA-256\0\0")?;
+        let (_, body) = peer.message()?;
+        let text = String::from_utf8_lossy(&body).into_owned();
+        let nonce = text.rsplit(",r=").next().unwrap_or_default().to_owned();
+        peer.ask(11, format!("r={nonce}x,s=c2FsdHNhbHRzYWx0,i=2000000").as_bytes())?;
+        ask.store(true, Ordering::SeqCst);
+        peer.message()?;
+        answer.store(true, Ordering::SeqCst);
+        peer.error(&["SFATAL", "C28P01", "Mwrong after all"])
+    })?;
+    let settings = "workers = 1\nserver_connect_timeout = 300";
+    let (pooler, _files) = pooler_of(&model, settings)?;
+    let mut good = Client::connect(pooler.port, "good")?;
+    let mut slow = Raw::start(pooler.port, &[("user", "plain"), ("database", "slow")])?;
+    wait_until("the question", || asked.load(Ordering::SeqCst))?;
+    assert_eq!(good.run("select 1")?, ["fine"]);
+    assert_eq!(good.run("select 1")?, ["fine"]);
+    assert!(!answered.load(Ordering::SeqCst), "the only worker has waited for the rounds");
+    assert_eq!(slow.fatal(), "28P01 wrong after all");
+    Ok(())
+}
+
+#[test]
+fn a_real_server_with_many_rounds_lets_us_in() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let postgres = Postgres::start("host all app 127.0.0.1/32 scram-sha-256")?;
+    let (salt, rounds) = (b"0123456789abcdef".to_vec(), 20_000);
+    let stored = switchyard_auth::scram::keys(b"secret", &salt, rounds).stored(salt, rounds);
+    let base64 = |bytes: &[u8]| {
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("encode('\\x{digits}'::bytea, 'base64')")
+    };
+    postgres.sql(&format!(
+        "do $$ begin execute format('create role app login password %L', \
+         'SCRAM-SHA-256$' || {rounds} || ':' || {} || '$' || {} || ':' || {}); end $$",
+        base64(&stored.salt),
+        base64(&stored.stored_key),
+        base64(&stored.server_key),
+    ))?;
+    let pooler = pooler(program(), &postgres, "db = SERVER dbname=postgres", "")?;
+    let found = pooler.sql("app", "db", "select current_user")?;
+    assert_eq!(found.trim(), "app");
     Ok(())
 }
