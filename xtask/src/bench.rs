@@ -10,6 +10,7 @@ use switchyard_testkit::{Client, Pooler, Postgres, programs};
 
 use crate::packages;
 
+mod crowd;
 mod hooks;
 mod logins;
 
@@ -131,6 +132,9 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
     if wanted("idle") {
         let once = Plan { rounds: 1, ..plan.clone() };
         compare("KiB per idle client", &once, subjects, |subject| idle(subject, &server))?;
+    }
+    if wanted("crowd") {
+        crowd::run(plan, subjects, &server)?;
     }
     Ok(())
 }

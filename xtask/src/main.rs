@@ -60,7 +60,7 @@ enum Task {
     /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
     Bench {
         /// Only these: simple, extended, prepared, unix, workers, copy, idle, hooks, sleep,
-        /// switchover, logins, tls-logins, tls, tls-storm, tls-idle.
+        /// switchover, crowd, logins, tls-logins, tls, tls-storm, tls-idle.
         scenarios: Vec<String>,
         /// Another pooler that reads a pgbouncer.ini, as NAME=PROGRAM.
         #[arg(long)]
