@@ -3,6 +3,7 @@
 
 mod bench;
 mod demo;
+mod drivers;
 mod fuzz;
 mod packages;
 mod sim;
@@ -57,6 +58,8 @@ enum Task {
         #[arg(default_value_t = 10)]
         seconds: u32,
     },
+    /// Runs the test suites of drivers directly and through the pooler, and compares.
+    Drivers,
     /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
     Bench {
         /// Only these: simple, extended, prepared, unix, workers, copy, idle, hooks, sleep,
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
             sim::run(&root(), &sim::Plan { seed, runs, kind, trace })
         }
         Task::Fuzz { seconds } => fuzz::run(&root(), seconds, fuzz::Seed::Fresh),
+        Task::Drivers => drivers::run(&root()),
         Task::Bench { scenarios, pooler, seconds, rounds, change } => {
             let plan = bench::Plan { scenarios, poolers: pooler, seconds, rounds, changes: change };
             bench::run(&root(), &plan)
