@@ -1,18 +1,19 @@
 //! The pool against a naive account of who holds what: no server is given twice, none is lost,
 //! nobody waits while a server is free, and a lane never exceeds its size.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
 use switchyard_core::pool::{
-    Checkin, Checkout, Effect, Failing, LaneRole, Limits, Minimum, OpenFailure, OpenFailureKind,
-    Order, Pool, Reopen, Reserve, Retry, Standby, Want,
+    Checkin, Checkout, Effect, Failing, HostOrder, LaneRole, Limits, Minimum, OpenFailure,
+    OpenFailureKind, Order, Pool, Reopen, Reserve, Retry, Standby, Want,
 };
 
 const WORKERS: u16 = 2;
 const RESERVE: usize = 1;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What may happen.
 #[derive(Clone, Debug)]
@@ -21,6 +22,7 @@ enum Step {
     Leave(usize),
     Open(usize),
     FailOpen(usize),
+    FailConnect(usize),
     Return(usize),
     Break(usize),
     Claim(usize),
@@ -38,6 +40,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<usize>().prop_map(Step::Leave),
         6 => any::<usize>().prop_map(Step::Open),
         1 => any::<usize>().prop_map(Step::FailOpen),
+        1 => any::<usize>().prop_map(Step::FailConnect),
         8 => any::<usize>().prop_map(Step::Return),
         1 => any::<usize>().prop_map(Step::Break),
         1 => any::<usize>().prop_map(Step::Claim),
@@ -60,6 +63,11 @@ struct Account {
     opening: Vec<ServerId>,
     held: Vec<ServerId>,
     parked: HashSet<ServerId>,
+    hosts: usize,
+    /// Where each permit leads, and since when.
+    led: HashMap<ServerId, (usize, Instant)>,
+    /// Until when each host is to be passed over.
+    failing: HashMap<usize, Instant>,
 }
 
 impl Account {
@@ -77,7 +85,10 @@ impl Account {
     fn drain(&mut self) {
         while let Some(effect) = self.pool.poll_effect() {
             match effect {
-                Effect::Open(id, ..) => self.opening.push(id),
+                Effect::Open(id, ..) => {
+                    self.opening.push(id);
+                    self.lead(id);
+                }
                 Effect::Give(id, ticket) => {
                     self.take(id);
                     self.served(ticket);
@@ -98,6 +109,23 @@ impl Account {
                 Effect::Welcome(_) => {}
             }
         }
+    }
+
+    fn lead(&mut self, id: ServerId) {
+        let host = self.pool.host_of(id);
+        let failing = |host: &usize| self.failing.get(host).is_some_and(|until| self.now < *until);
+        let all = (0..self.hosts).all(|host| failing(&host));
+        assert!(all || !failing(&host), "a failing host is passed over");
+        self.led.insert(id, (host, self.now));
+    }
+
+    fn fail(&mut self, at: usize, kind: OpenFailureKind) {
+        let id = self.opening.remove(at % self.opening.len());
+        if let Some((host, since)) = self.led.remove(&id) {
+            self.failing.insert(host, since + PAUSE);
+        }
+        let (text, sqlstate) = ("no".to_string(), "28000".to_string());
+        self.pool.open_failed(self.now, id, OpenFailure { text, sqlstate, kind });
     }
 
     fn give_back(&mut self, id: ServerId) {
@@ -129,15 +157,18 @@ impl Account {
             }
             Step::Open(at) if !self.opening.is_empty() => {
                 let id = self.opening.remove(at % self.opening.len());
+                if let Some((host, _)) = self.led.remove(&id) {
+                    self.failing.remove(&host);
+                }
                 self.pool.opened(self.now, id);
                 self.drain();
                 self.give_back(id);
             }
             Step::FailOpen(at) if !self.opening.is_empty() => {
-                let id = self.opening.remove(at % self.opening.len());
-                let (text, sqlstate) = ("no".to_string(), "28000".to_string());
-                let kind = OpenFailureKind::Login;
-                self.pool.open_failed(self.now, id, OpenFailure { text, sqlstate, kind });
+                self.fail(at, OpenFailureKind::Login);
+            }
+            Step::FailConnect(at) if !self.opening.is_empty() => {
+                self.fail(at, OpenFailureKind::Connect);
             }
             Step::Return(at) if !self.held.is_empty() => {
                 let id = self.held.remove(at % self.held.len());
@@ -160,12 +191,16 @@ impl Account {
             }
             Step::Pause => self.pool.pause(self.now),
             Step::Resume => self.pool.resume(self.now),
-            Step::Recycle => self.pool.recycle(self.now, "test"),
+            Step::Recycle => {
+                self.failing.clear();
+                self.pool.recycle(self.now, "test");
+            }
             Step::Promote(writer) => self.view(Some(writer)),
             Step::LoseWriter => self.view(None),
             Step::Leave(_)
             | Step::Open(_)
             | Step::FailOpen(_)
+            | Step::FailConnect(_)
             | Step::Return(_)
             | Step::Claim(_)
             | Step::Break(_) => {}
@@ -202,7 +237,7 @@ fn limits(size: usize, failing: Failing) -> Limits {
         lifetime: Duration::from_secs(20),
         idle_timeout: Duration::from_secs(10),
         check_delay: Some(Duration::from_secs(5)),
-        retry: Retry::Fixed(Duration::from_secs(1)),
+        retry: Retry::Fixed(PAUSE),
         order: Order::Lifo,
         failing,
         standby: Standby::Auto,
@@ -220,13 +255,24 @@ fn account(pool: Pool) -> Account {
         opening: Vec::new(),
         held: Vec::new(),
         parked: HashSet::new(),
+        hosts: 1,
+        led: HashMap::new(),
+        failing: HashMap::new(),
     }
 }
 
 proptest! {
     #[test]
-    fn a_plain_pool_accounts_for_everybody(steps in steps(), size in 1usize..4) {
-        let mut account = account(Pool::new(limits(size, Failing::Refuse), WORKERS.into()));
+    fn a_plain_pool_accounts_for_everybody(
+        steps in steps(),
+        size in 1usize..4,
+        hosts in 1usize..4,
+        stays in any::<bool>(),
+    ) {
+        let mut pool = Pool::new(limits(size, Failing::Refuse), WORKERS.into());
+        pool.set_hosts(hosts, if stays { HostOrder::Stay } else { HostOrder::RoundRobin });
+        let mut account = account(pool);
+        account.hosts = hosts;
         for step in steps {
             if !matches!(step, Step::Promote(_) | Step::LoseWriter) {
                 account.act(step);

@@ -442,7 +442,7 @@ fn a_server_that_asks_for_many_rounds_delays_nobody_else() -> io::Result<()> {
         let (_, body) = peer.message()?;
         let text = String::from_utf8_lossy(&body).into_owned();
         let nonce = text.rsplit(",r=").next().unwrap_or_default().to_owned();
-        peer.ask(11, format!("r={nonce}x,s=c2FsdHNhbHRzYWx0,i=2000000").as_bytes())?;
+        peer.ask(11, format!("r={nonce}x,s=c2FsdHNhbHRzYWx0,i=500000").as_bytes())?;
         ask.store(true, Ordering::SeqCst);
         peer.message()?;
         answer.store(true, Ordering::SeqCst);
