@@ -210,7 +210,14 @@ impl Town {
                 2 => plan.extend([(at, Fault::Stop(node)), (end, Fault::Start(node))]),
                 3 => plan.extend([(at, Fault::Stop(node)), (end, Fault::Return(node))]),
                 4 => plan.extend([(at, Fault::Silence(node)), (end, Fault::Voice(node))]),
-                5..=6 => plan.push((at, Fault::Failover(node))),
+                5 => plan.push((at, Fault::Failover(node))),
+                // The old writer comes back as what it was, and the new one is lost.
+                6 => plan.extend([
+                    (at, Fault::Failover(node)),
+                    (end, Fault::Return(random.below(nodes))),
+                    (end + Duration::from_millis(300), Fault::Stop(node)),
+                    (end + Duration::from_millis(900), Fault::Start(node)),
+                ]),
                 7..=8 => plan.push((at, Fault::Swap(node))),
                 9 => plan.push((at, Fault::Split(node))),
                 10 => plan.extend([(at, Fault::Lie(node)), (end, Fault::Confess(node))]),

@@ -5,6 +5,7 @@
 //! answers with. Statements are words of its own: `rows`, `echo X`, `sleep MS X`, `insert N`,
 //! `show NAME`, `set NAME='VALUE'`, `begin`, `commit`, `rollback`, `fail`, `bad`, `copy`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -237,10 +238,13 @@ impl Session {
                 }
                 return;
             }
-            (copy, _) => {
+            (copy, tag) => {
                 self.copy = Copy::Off;
                 let extended = if copy == Copy::Extended { Extended::Yes } else { Extended::No };
-                return self.fail("57014", extended);
+                let why = read::cstr(body).filter(|_| tag == frontend::COPY_FAIL);
+                let why = why.map_or_else(String::new, |(why, _)| text(why));
+                let message = format!("COPY from stdin failed: {why}");
+                return self.fail_with("57014", &message, extended);
             }
         }
         match tag {
@@ -251,7 +255,10 @@ impl Session {
             frontend::TERMINATE => {}
             frontend::FLUSH => self.flushed = self.output.len(),
             _ if self.group == Group::Skipped => {}
-            frontend::QUERY => self.query(&body[..body.len() - 1], store),
+            frontend::QUERY => {
+                let sql = dialect(&body[..body.len() - 1]);
+                self.query(&sql, store);
+            }
             frontend::FUNCTION_CALL => {
                 build::message(&mut self.output, backend::FUNCTION_CALL_RESPONSE, |out| {
                     out.extend_from_slice(&u32::MAX.to_be_bytes());
@@ -294,7 +301,11 @@ impl Session {
     }
 
     fn fail(&mut self, sqlstate: &str, extended: Extended) {
-        let report = Report { severity: "ERROR", sqlstate, message: "no", detail: None };
+        self.fail_with(sqlstate, message_of(sqlstate), extended);
+    }
+
+    fn fail_with(&mut self, sqlstate: &str, message: &str, extended: Extended) {
+        let report = Report { severity: "ERROR", sqlstate, message, detail: None };
         build::error_response(&mut self.output, report);
         self.flushed = self.output.len();
         if self.status == b'T' {
@@ -371,18 +382,7 @@ impl Session {
                 self.parameters = self.defaults.clone();
                 "DISCARD ALL"
             }
-            (_, b"copy" | b"copy early") => {
-                build::message(&mut self.output, backend::COPY_IN, |out| out.extend([0, 0, 0]));
-                self.flushed = self.output.len();
-                if sql == b"copy early" {
-                    return self.fail("P0001", extended);
-                }
-                self.copy = match extended {
-                    Extended::Yes => Copy::Extended,
-                    Extended::No => Copy::Simple,
-                };
-                return;
-            }
+            (_, b"copy" | b"copy early") => return self.copy_in(sql, extended),
             (b"rows", _) => {
                 build::data_row(&mut self.output, [Some(&b"value"[..])].into_iter());
                 "SELECT 1"
@@ -394,7 +394,7 @@ impl Session {
             (b"show", _) => {
                 let value = self.parameters.get(&text(words[1])).cloned().unwrap_or_default();
                 build::data_row(&mut self.output, [Some(value.as_bytes())].into_iter());
-                "SELECT 1"
+                "SHOW"
             }
             (b"sleep", _) => {
                 let millis = text(words[1]).parse().unwrap_or(1);
@@ -414,9 +414,22 @@ impl Session {
                 "INSERT 0 1"
             }
             (b"set" | b"SET" | b"RESET", _) => self.set(sql),
+            (b"create", _) => "CREATE TABLE",
             _ => "OK",
         };
         build::command_complete(&mut self.output, tag);
+    }
+
+    fn copy_in(&mut self, sql: &[u8], extended: Extended) {
+        build::message(&mut self.output, backend::COPY_IN, |out| out.extend([0, 0, 0]));
+        self.flushed = self.output.len();
+        if sql == b"copy early" {
+            return self.fail("P0001", extended);
+        }
+        self.copy = match extended {
+            Extended::Yes => Copy::Extended,
+            Extended::No => Copy::Simple,
+        };
     }
 
     /// The end of a block, or of nothing.
@@ -456,22 +469,25 @@ impl Session {
         // PostgreSQL looks at the text first; the pooler at the name, since it keeps the texts of
         // names that exist from the server.
         if !parse.name.is_empty() && self.statements.contains_key(parse.name) {
-            return self.fail("42P05", Extended::Yes);
+            let message = format!("prepared statement \"{}\" already exists", text(parse.name));
+            return self.fail_with("42P05", &message, Extended::Yes);
         }
-        if parse.sql == b"bad" {
+        let sql = dialect(parse.sql);
+        if *sql == *b"bad" {
             return self.fail("42601", Extended::Yes);
         }
-        if self.aborted(parse.sql) {
+        if self.aborted(&sql) {
             return self.fail("25P02", Extended::Yes);
         }
-        self.statements.insert(parse.name.into(), parse.sql.into());
+        self.statements.insert(parse.name.into(), sql.into_owned());
         build::empty(&mut self.output, backend::PARSE_COMPLETE);
     }
 
     fn bind(&mut self, body: &[u8]) {
         let (portal, name, _) = read::bind(body).expect("a Bind");
         let Some(sql) = self.statements.get(name).cloned() else {
-            return self.fail("26000", Extended::Yes);
+            let message = format!("prepared statement \"{}\" does not exist", text(name));
+            return self.fail_with("26000", &message, Extended::Yes);
         };
         if self.aborted(&sql) {
             return self.fail("25P02", Extended::Yes);
@@ -514,6 +530,35 @@ impl Session {
 fn returns_rows(sql: &[u8]) -> bool {
     let word = sql.split(|byte| *byte == b' ').next().unwrap_or_default();
     matches!(word, b"rows" | b"echo" | b"show" | b"sleep")
+}
+
+/// What PostgreSQL says with an error.
+fn message_of(sqlstate: &str) -> &'static str {
+    match sqlstate {
+        "22012" => "division by zero",
+        "25P02" => {
+            "current transaction is aborted, commands ignored until end of transaction block"
+        }
+        "42601" => "syntax error at or near \"selec\"",
+        _ => "no",
+    }
+}
+
+/// Words of this model for the SQL of transcripts.
+fn dialect(sql: &[u8]) -> Cow<'_, [u8]> {
+    let Ok(line) = std::str::from_utf8(sql) else { return Cow::Borrowed(sql) };
+    let words = match line {
+        "select 1/0" => "fail".into(),
+        "selec" => "bad".into(),
+        _ => match (line.strip_prefix("select "), line.strip_prefix("set ")) {
+            (Some(value), _) => format!("echo {}", value.trim_matches('\'')),
+            (_, Some(pair)) => format!("set {}", pair.replace(" = ", "=")),
+            _ if line.ends_with(" from stdin") => "copy".into(),
+            _ if line.starts_with("create ") => "create table".into(),
+            _ => return Cow::Borrowed(sql),
+        },
+    };
+    Cow::Owned(words.into_bytes())
 }
 
 /// The spelling that a server settles on.

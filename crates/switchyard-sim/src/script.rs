@@ -68,9 +68,15 @@ pub fn life(random: &mut Random, habits: Habits, steps: usize) -> Vec<Step> {
             0 => life.push(Step::Think(random.micros(100, 50_000))),
             1..=2 => {
                 let cancels = habits.cancels && random.one_in(2);
-                let after = cancels.then(|| random.micros(10, 60_000));
+                let time = *random.pick(&[1, 2, 5, 60]);
+                // Some come too late, and must hit nobody else.
+                let after = match random.below(2) {
+                    0 => Duration::from_millis(time) + random.micros(0, 3000),
+                    _ => random.micros(10, 1000 * time),
+                };
+                let after = cancels.then_some(after);
                 let mut out = Vec::new();
-                let sql = format!("sleep {} {mark}", random.between(1, 60));
+                let sql = format!("sleep {time} {mark}");
                 build::query(&mut out, sql.as_bytes());
                 life.push(Step::Sleep(out, after));
             }
@@ -97,8 +103,13 @@ pub fn life(random: &mut Random, habits: Habits, steps: usize) -> Vec<Step> {
 /// What a client leaves unanswered.
 pub fn unanswered(random: &mut Random) -> Vec<u8> {
     let mut out = Vec::new();
-    match random.below(4) {
+    match random.below(6) {
         0 => build::query(&mut out, b"sleep 30 gone"),
+        // It needs a server, and nothing of it can be passed on.
+        4..=5 => {
+            build::parse(&mut out, b"gone", b"rows", &[0, 0]);
+            out.truncate(9);
+        }
         1 => unnamed(&mut out, "rows"),
         2 => {
             build::query(&mut out, b"echo gone");

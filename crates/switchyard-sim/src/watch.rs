@@ -53,6 +53,9 @@ pub struct Watch {
     /// What each node said of its position when it was last asked for everything.
     known: BTreeMap<usize, Position>,
     writers: BTreeMap<u64, Option<NodeId>>,
+    /// The timeline that each node has told, and the highest of all.
+    told: BTreeMap<NodeId, u32>,
+    highest: u32,
     due: Option<Instant>,
     /// Nodes that say they write although they do not.
     pub liars: Vec<usize>,
@@ -75,6 +78,8 @@ impl Watch {
             last: BTreeMap::new(),
             known: BTreeMap::new(),
             writers: BTreeMap::new(),
+            told: BTreeMap::new(),
+            highest: 0,
             due: None,
             liars: Vec::new(),
             promotions: Vec::new(),
@@ -173,6 +178,12 @@ impl Watch {
         let now = env.now;
         match input {
             Input::Answer(node, probe, answer) => {
+                if let Answer::Full(facts) = &answer
+                    && let Some(timeline) = facts.timeline
+                {
+                    self.told.insert(node, timeline);
+                    self.highest = self.highest.max(timeline);
+                }
                 self.cluster.handle_answer(now, node, probe, answer);
             }
             Input::Topology(topology, rows) => self.cluster.handle_topology(now, topology, rows),
@@ -252,6 +263,12 @@ impl Watch {
                 });
                 let last = self.writers.keys().next_back().copied().unwrap_or_default();
                 assert!(view.epoch >= last, "epochs only grow");
+                if let Some(writer) = view.writer
+                    && view.epoch > last
+                {
+                    let told = self.told.get(&writer).copied();
+                    assert_eq!(told, Some(self.highest), "{writer:?} was left behind");
+                }
                 let writer = self.writers.entry(view.epoch).or_insert(view.writer);
                 assert_eq!(*writer, view.writer, "one writer in epoch {}", view.epoch);
                 return pooler.publish(env, view);

@@ -1,5 +1,5 @@
 //! PostgreSQL's frontend/backend protocol, versions 3.0 to 3.2, as bytes: framing, readers and
-//! builders ("Frontend/Backend Protocol" in PostgreSQL's documentation).
+//! builders ("Frontend/Backend Protocol" in PostgreSQL's documentation), and conversations as text.
 //!
 //! Not here: any notion of a connection, of what a message means for pooling, or of time.
 //! Invariants: a reader never looks past the slice it was given and never panics on it.
@@ -9,3 +9,4 @@ pub mod frame;
 pub mod read;
 pub mod startup;
 pub mod tag;
+pub mod transcript;

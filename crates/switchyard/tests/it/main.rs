@@ -34,6 +34,7 @@ mod sessions;
 mod switchover;
 mod timeouts;
 mod tls;
+mod transcripts;
 mod wire;
 
 use std::io;

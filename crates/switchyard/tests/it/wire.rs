@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use switchyard_wire::startup::VERSION_3_0;
 use switchyard_wire::tag::frontend;
-use switchyard_wire::{build, frame, read};
+use switchyard_wire::{build, frame, read, transcript};
 
 /// A connection.
 pub(crate) struct Wire {
@@ -97,21 +97,8 @@ impl Wire {
                     break;
                 }
             };
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            let field = |kind| text(read::field(&body, kind).unwrap_or_default());
             seen += usize::from(tag == b'Z');
-            shape.push(match tag {
-                b'E' => format!("{} {}", field(b'C'), field(b'M')),
-                b'C' => text(&body[..body.len() - 1]),
-                b'D' => {
-                    let row: Vec<_> =
-                        read::data_row(&body).map(|v| text(v.unwrap_or_default())).collect();
-                    format!("<{}>", row.join(","))
-                }
-                b'Z' => format!("Z{}", text(&body)),
-                b'S' | b'N' => continue,
-                tag => char::from(tag).to_string(),
-            });
+            shape.extend(transcript::summary(tag, &body));
         }
         Ok(shape.join(" "))
     }
