@@ -22,6 +22,7 @@ type ByName = HashMap<Box<[u8]>, RouteId, RandomState>;
 pub struct StatementRoutes {
     current: RouteId,
     unnamed: RouteId,
+    intended: Option<RouteId>,
     named: Option<Box<ByName>>,
 }
 
@@ -34,6 +35,26 @@ impl StatementRoutes {
     /// Messages go there from now on.
     pub fn turn(&mut self, to: RouteId) {
         self.current = to;
+    }
+
+    /// Where the statement of the next Parse belongs although its group or transaction keeps that
+    /// Parse here.
+    pub fn intend(&mut self, route: Option<RouteId>) {
+        self.intended = route;
+    }
+
+    /// A Parse of this name, which can be prepared anywhere, goes where messages go now; its
+    /// statement belongs where it was intended to be.
+    pub fn define_anywhere(&mut self, name: &[u8]) {
+        match self.intended.take() {
+            Some(route) if !name.is_empty() && route != self.current => {
+                let current = std::mem::replace(&mut self.current, route);
+                self.define(name);
+                // At home there may be nothing to remember, but for this name.
+                self.current = current;
+            }
+            Some(_) | None => self.define(name),
+        }
     }
 
     /// A Parse of this name goes where messages go now.
@@ -107,6 +128,11 @@ mod tests {
         assert_eq!(routes.elsewhere(b""), None);
         routes.turn(RouteId(0));
         assert_eq!(routes.elsewhere(b"there"), Some(RouteId(1)));
+        routes.intend(Some(RouteId(2)));
+        routes.define_anywhere(b"intended");
+        routes.define_anywhere(b"here");
+        assert_eq!(routes.elsewhere(b"intended"), Some(RouteId(2)));
+        assert_eq!(routes.elsewhere(b"here"), None);
         assert_eq!(routes.forget(RouteId(1)), [Box::from(&b"there"[..])]);
         assert_eq!(routes.elsewhere(b"there"), None);
         assert_eq!(routes.elsewhere(b""), None);

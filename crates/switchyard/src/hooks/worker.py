@@ -81,7 +81,8 @@ CODECS = {}
 def codec(name):
     found = CODECS.get(name)
     if found is None:
-        plain = name.lower()
+        # Drivers put some into quotes, which servers do not mind.
+        plain = name.strip(b"'\" ").lower()
         text = NAMES.get(plain) or NAMES.get(plain.replace(b"-", b"").replace(b"_", b""))
         if text is None:
             text = plain.decode("ascii", "replace")

@@ -211,6 +211,9 @@ impl Worker {
             Err(failure) => (self.policy(key, &failure), None),
         };
         let text = changed.as_deref().unwrap_or(text);
+        if let Some(Stage::Session(session, _)) = self.clients.get_mut(key).map(|c| &mut c.stage) {
+            session.intend(None);
+        }
         let mut then = None;
         if !matches!(approval, Approval::Refused(_))
             && let Err(failure) = match native.route {
@@ -516,6 +519,9 @@ impl Worker {
                     "routing_rules asked for \"{name}\" inside a transaction, staying on \"{here}\""
                 );
                 Stats::add(&self.count(Hook::Route).ignored, 1);
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.intend(&to);
+                }
                 self.warn(key, Topic::Inside, name, &line);
                 Ok(())
             }

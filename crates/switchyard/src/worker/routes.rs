@@ -56,6 +56,14 @@ impl Client {
         }
     }
 
+    /// The statement of the next message belongs to `place`, though the message does not go there.
+    pub(super) fn intend(&mut self, place: &Place) {
+        let route = self.route_to(place);
+        if let Stage::Session(session, _) = &mut self.stage {
+            session.intend(Some(route));
+        }
+    }
+
     /// Messages go to `place` from now on.
     pub(super) fn turn(&mut self, place: Place) {
         let route = self.route_to(&place);

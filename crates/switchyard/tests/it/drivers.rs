@@ -23,6 +23,17 @@ fn script(name: &str) -> PathBuf {
 }
 
 #[test]
+fn drivers_are_routed_statement_by_statement() -> io::Result<()> {
+    let Some(drivers) = drivers() else { return Ok(()) };
+    let settings = "pool_mode = transaction\nworkers = 2\nhook_timeout = 20";
+    let lab = super::hooks::lab(settings)?;
+    let python = drivers.join("venv/bin/python");
+    let told = run(Command::new(python).arg(script("routes.py")).arg(lab.pooler.port.to_string()));
+    assert!(told.is_ok(), "{told:?}\n{}", lab.pooler.log()?);
+    Ok(())
+}
+
+#[test]
 fn drivers_work_as_in_front_of_a_server() -> io::Result<()> {
     let Some(drivers) = drivers() else { return Ok(()) };
     let server = Postgres::start("")?;

@@ -46,6 +46,10 @@ fn answer(client: &mut Client, sql: &str) -> String {
     client.run(sql).map_or_else(|error| error.to_string(), |rows| rows.join(" "))
 }
 
+fn exchange(client: &mut Client, messages: Messages) -> io::Result<String> {
+    Ok(client.exchange(&messages, 1)?.join(" "))
+}
+
 const HERE: &str = "select current_database()";
 const THERE: &str = "/*to k*/ select current_database()";
 
@@ -301,6 +305,48 @@ fn a_statement_of_an_entry_that_is_gone() -> io::Result<()> {
         let words = client.receive(1).map_or_else(|error| error.to_string(), |w| w.join(" "));
         let log = lab.pooler.log()?;
         assert!(words.contains(told) || log.contains(told), "{settings}: {words}\n{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_block_ends_where_it_is_whatever_was_prepared_where() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    for policy in ["stay", "error", "switch"] {
+        let lab = lab(&format!("route_in_transaction = {policy}"))?;
+        let client = &mut Client::connect(lab.pooler.port, "dev")?;
+        let run = |client: &mut Client, name: &str| {
+            exchange(client, Messages::new().bind(name).execute().sync())
+        };
+        // Drivers prepare these once and use them wherever their transactions are.
+        let prepared = Messages::new().parse("b", "begin").parse("c", "commit").sync();
+        assert_eq!(exchange(client, prepared)?, "1 1 Z:I");
+        assert_eq!(answer(client, THERE), "second");
+        assert_eq!(answer(client, "begin"), "");
+        assert_eq!(run(client, "c")?, "2 C Z:I", "{policy}");
+        assert_eq!(answer(client, HERE), "second", "{policy}");
+        assert_eq!(run(client, "b")?, "2 C Z:T", "{policy}");
+        assert_eq!(answer(client, HERE), "postgres", "a BEGIN goes where it was prepared");
+        assert_eq!(run(client, "c")?, "2 C Z:I", "{policy}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_statement_that_a_group_held_here_lives_where_it_was_sent() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let lab = lab("")?;
+    let client = &mut Client::connect(lab.pooler.port, "dev")?;
+    // Two Parses of one group, whose server is that of the first.
+    let group = Messages::new().parse("here", HERE).parse("there", THERE).bind("there").execute();
+    assert_eq!(exchange(client, group.sync())?, "1 1 2 D:postgres C Z:I");
+    for (name, place) in [("there", "second"), ("here", "postgres"), ("there", "second")] {
+        let words = exchange(client, Messages::new().bind(name).execute().sync())?;
+        assert_eq!(words, format!("2 D:{place} C Z:I"), "{name}");
     }
     Ok(())
 }

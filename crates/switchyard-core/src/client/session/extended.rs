@@ -48,7 +48,7 @@ impl Session {
             return Err(Stop::More);
         }
         if rules.hooking == Hooking::On {
-            self.note_parse(&m);
+            self.note_parse(&m, rules.tracking);
         }
         let unnamed = m.input.get(m.at + frame::HEADER) == Some(&0);
         let untracked = unnamed || rules.tracking == Tracking::Off;

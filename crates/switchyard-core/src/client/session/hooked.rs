@@ -9,6 +9,7 @@ use super::{
     Approval, Denial, Denied, Destination, Detour, Flow, Hooking, NAMES_MAX, Rules, Session, Stop,
     Stopped, Tracking,
 };
+use crate::client::pipeline::Word;
 use crate::client::routes::RouteId;
 use crate::params::{self, Tracked};
 use crate::server::link::{Link, Status};
@@ -107,11 +108,20 @@ impl Session {
         }
     }
 
+    /// Where the statement of the message at the head of the stream belongs, if that is not where
+    /// the message goes.
+    pub fn intend(&mut self, route: Option<RouteId>) {
+        self.routes.intend(route);
+    }
+
     /// A Parse is on its way to where messages go.
-    pub(super) fn note_parse(&mut self, m: &Message<'_>) {
+    pub(super) fn note_parse(&mut self, m: &Message<'_>, tracking: Tracking) {
         let name = m.input.get(m.at + frame::HEADER..).and_then(read::cstr);
         if let Some((name, _)) = name {
-            self.routes.define(name);
+            match tracking {
+                Tracking::On(_) => self.routes.define_anywhere(name),
+                Tracking::Off => self.routes.define(name),
+            }
         }
     }
 
@@ -141,6 +151,15 @@ impl Session {
         }
     }
 
+    /// Whether a message binds a tracked COMMIT or ROLLBACK.
+    fn ends_block(&self, m: &Message<'_>) -> bool {
+        let body = m.input.get(m.at + frame::HEADER..m.at + m.there()).unwrap_or_default();
+        let name = read::bind(body).map(|(_, name, _)| name);
+        let bound = name.filter(|_| m.head.tag == frontend::BIND);
+        let statement = bound.and_then(|name| self.statements.statement(name));
+        statement.is_some_and(|statement| Word::of(statement.sql()) == Word::End)
+    }
+
     /// A message that names a statement goes where that lives: the client moves, unless it is in
     /// the middle of something on the server it has. `None` means that the message goes on here.
     pub(super) fn follow(
@@ -158,6 +177,10 @@ impl Session {
         let inside = self.in_transaction(Some(link));
         if !inside && link.ends_with_group() {
             return Err(Stop::Move(route));
+        }
+        if inside && self.ends_block(m) {
+            // The end of a block belongs to its server, wherever it was prepared.
+            return Ok(None);
         }
         flow.stayed = Some(route);
         let failed = link.status() == Status::Failed;
