@@ -121,7 +121,9 @@ impl Worker {
         if client.output.is_empty() {
             self.forget_client(key);
         } else {
+            client.waiting_since = Some(self.now);
             self.watch_client(key, Watch::Both);
+            self.look_later(key);
         }
     }
 

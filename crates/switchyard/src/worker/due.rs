@@ -13,6 +13,9 @@ use crate::worker::Worker;
 use crate::worker::client::{Activity, Client, Place, Stage};
 use crate::worker::server::Stage as ServerStage;
 
+/// How long the last bytes to a client are kept for one that does not read.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 impl Worker {
     /// Looks at a client.
     pub(super) fn look(&self, client: &Client) -> Look {
@@ -37,7 +40,12 @@ impl Worker {
                 }
             }
             Stage::Session(_, activity) => self.look_at_session(&mut look, client, *activity),
-            Stage::Console(_) | Stage::Cancel(_) | Stage::Leaving => {}
+            Stage::Leaving => {
+                if let Some(since) = client.waiting_since {
+                    look.after(since, FAREWELL, Due::Close("unexpected eof"));
+                }
+            }
+            Stage::Console(_) | Stage::Cancel(_) => {}
         }
         look
     }

@@ -154,3 +154,23 @@ fn servers_that_say_nothing_hold_up_their_own_clients_only() -> io::Result<()> {
         pooler.console("show pools").is_ok_and(|pools| pools.contains("mute|postgres|0|0|"))
     })
 }
+
+#[test]
+fn who_does_not_read_its_last_bytes_goes_without_them() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let (_postgres, _mute, pooler) = lab("default_pool_size = 1\nquery_timeout = 1")?;
+    let mut client = Wire::login(pooler.port, "postgres")?;
+    client.send(&bytes(&[Query("select repeat('x', 1000) from generate_series(1, 1000000)")]))?;
+    wait_until("its end", || {
+        pooler.log().is_ok_and(|log| log.contains("closing because: query timeout"))
+    })?;
+    // It keeps nothing from others, and is not counted for ever.
+    wait_until("its connection's end", || {
+        let rows = pooler.console("show databases").unwrap_or_default();
+        let row = rows.lines().find(|row| row.starts_with("postgres|")).unwrap_or_default();
+        row.split('|').nth(14) == Some("0")
+    })?;
+    others_work(&pooler)
+}
