@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod drivers;
 mod fuzz;
+mod lab;
 mod packages;
 mod sim;
 mod switchover;
@@ -60,6 +61,16 @@ enum Task {
     },
     /// Runs the test suites of drivers directly and through the pooler, and compares.
     Drivers,
+    /// Puts the pooler in front of servers that an orchestrator looks after, and shows what its
+    /// changes of writer cost.
+    Lab {
+        /// Which orchestrator.
+        #[arg(value_parser = ["patroni"])]
+        orchestrator: String,
+        /// Changes of each kind.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
     Bench {
         /// Only these: simple, extended, prepared, unix, workers, copy, idle, hooks, sleep,
@@ -96,6 +107,7 @@ fn main() -> ExitCode {
         }
         Task::Fuzz { seconds } => fuzz::run(&root(), seconds, fuzz::Seed::Fresh),
         Task::Drivers => drivers::run(&root()),
+        Task::Lab { rounds, .. } => lab::patroni(&root(), rounds),
         Task::Bench { scenarios, pooler, seconds, rounds, change } => {
             let plan = bench::Plan { scenarios, poolers: pooler, seconds, rounds, changes: change };
             bench::run(&root(), &plan)

@@ -49,6 +49,14 @@ pub(crate) fn consoles() -> Result<(), String> {
     if missing.is_empty() { Ok(()) } else { install(&missing) }
 }
 
+/// Makes sure that Patroni is there, with what it needs.
+pub(crate) fn patroni() -> Result<(), String> {
+    let missing = switchyard_testkit::PROGRAMS.iter();
+    let missing = missing.filter(|(program, _)| !Path::new(program).exists());
+    let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
 /// Versions of the drivers that tests use.
 const PYTHON_DRIVERS: [&str; 4] =
     ["psycopg[binary]==3.3.*", "psycopg2-binary==2.9.*", "asyncpg==0.30.*", "pglast==8.*"];

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Instant;
 
-use crate::faults::watch;
+use crate::faults::first_commit;
 use crate::{Postgres, wait_until};
 
 /// A running cluster. The table `nodes` lists its nodes for a topology query.
@@ -138,7 +138,7 @@ impl Cluster {
             self.nodes[*index].follow(writer)?;
         }
         let port = writer.port;
-        let direct = watch(port);
+        let direct = first_commit(port);
         writer.promote()?;
         let accepted = direct.join().map_err(|_| io::Error::other("a panic"))??;
         Ok(Change { old: self.nodes[old].port, new: port, gone, accepted })

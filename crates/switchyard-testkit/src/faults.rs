@@ -69,7 +69,7 @@ impl Cluster {
         let writer = self.writer();
         writer.stop("immediate")?;
         let (gone, port) = (Instant::now(), writer.port);
-        let direct = watch(port);
+        let direct = first_commit(port);
         writer.launch()?;
         let accepted = direct.join().map_err(|_| io::Error::other("a panic"))??;
         Ok(Change { old: port, new: port, gone, accepted })
@@ -101,7 +101,7 @@ impl Cluster {
         }
         let (old, gone) = (self.writer().port, Instant::now());
         let port = self.nodes[target].port;
-        let direct = watch(port);
+        let direct = first_commit(port);
         promote(port)?;
         let accepted = direct.join().map_err(|_| io::Error::other("a panic"))??;
         self.writer = target;
@@ -131,7 +131,7 @@ impl Cluster {
 }
 
 /// Writes directly until it succeeds once.
-pub(crate) fn watch(port: u16) -> std::thread::JoinHandle<io::Result<Instant>> {
+pub fn first_commit(port: u16) -> std::thread::JoinHandle<io::Result<Instant>> {
     std::thread::spawn(move || {
         loop {
             let Ok(mut client) = Client::connect(port, "postgres") else { continue };

@@ -74,8 +74,14 @@ impl Cost {
 impl Writers {
     /// Starts `clients` writers on a database of a pooler in front of the cluster.
     pub fn start(cluster: &Cluster, port: u16, database: &str, clients: usize) -> io::Result<Self> {
-        cluster.writer().sql("drop table if exists writes")?;
-        cluster.writer().sql("create table writes (client int, number bigint)")?;
+        Self::begin(cluster.writer().port, port, database, clients)
+    }
+
+    /// The same in front of the server that writes now at `direct`.
+    pub fn begin(direct: u16, port: u16, database: &str, clients: usize) -> io::Result<Self> {
+        let mut server = Client::connect(direct, "postgres")?;
+        server.run("drop table if exists writes")?;
+        server.run("create table writes (client int, number bigint)")?;
         let mut writers = Writers {
             stop: Arc::default(),
             count: Arc::default(),
