@@ -46,6 +46,9 @@ const COPY_OUT: &str = "copy (select repeat('x', 999) from generate_series(1, 10
 pub(crate) fn run(root: &Path, plan: &Plan) -> Result<(), String> {
     packages::postgres()?;
     packages::parser()?;
+    if plan.scenarios.iter().any(|scenario| scenario == "rivals") {
+        packages::rivals()?;
+    }
     let built = Command::new("cargo").args(["build", "--release"]).current_dir(root).status();
     if !built.is_ok_and(|status| status.success()) {
         return Err("the build failed".into());
@@ -128,6 +131,9 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
     }
     if wanted("switchover") {
         crate::switchover::run(&subjects[0].program, plan.rounds, &plan.changes)?;
+    }
+    if wanted("rivals") {
+        crate::rivals::run(&subjects[0].program, plan.rounds)?;
     }
     if wanted("idle") {
         let once = Plan { rounds: 1, ..plan.clone() };

@@ -7,6 +7,7 @@ mod drivers;
 mod fuzz;
 mod lab;
 mod packages;
+mod rivals;
 mod sim;
 mod switchover;
 mod test;
@@ -74,7 +75,7 @@ enum Task {
     /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
     Bench {
         /// Only these: simple, extended, prepared, unix, workers, copy, idle, hooks, sleep,
-        /// switchover, crowd, logins, tls-logins, tls, tls-storm, tls-idle.
+        /// switchover, rivals, crowd, logins, tls-logins, tls, tls-storm, tls-idle.
         scenarios: Vec<String>,
         /// Another pooler that reads a pgbouncer.ini, as NAME=PROGRAM.
         #[arg(long)]

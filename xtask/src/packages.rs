@@ -49,6 +49,14 @@ pub(crate) fn consoles() -> Result<(), String> {
     if missing.is_empty() { Ok(()) } else { install(&missing) }
 }
 
+/// Makes sure that those are there whom switchovers are compared with.
+pub(crate) fn rivals() -> Result<(), String> {
+    let programs = [("/usr/sbin/pgbouncer", "pgbouncer"), ("/usr/sbin/haproxy", "haproxy")];
+    let missing = programs.iter().filter(|(program, _)| !Path::new(program).exists());
+    let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
 /// Makes sure that Patroni is there, with what it needs.
 pub(crate) fn patroni() -> Result<(), String> {
     let missing = switchyard_testkit::PROGRAMS.iter();

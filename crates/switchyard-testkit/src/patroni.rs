@@ -155,7 +155,8 @@ impl Patroni {
     /// A `promote_command`: a wish to a Patroni's REST interface, which answers when it is done.
     pub fn promote_command(&self) -> String {
         format!(
-            "promote_command = /usr/bin/curl -s --fail-with-body -o /dev/stderr -X POST -d '{{\"leader\":\"%o\",\
+            "promote_command = /usr/bin/curl -s --fail-with-body -o /dev/stderr -X POST \
+             -d '{{\"leader\":\"%o\",\
              \"candidate\":\"%n\"}}' http://127.0.0.1:{}/switchover",
             self.members[2].rest
         )
