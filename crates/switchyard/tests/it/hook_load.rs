@@ -163,3 +163,30 @@ fn a_process_that_dies_takes_one_call_with_it() -> io::Result<()> {
     assert!(pooler.log()?.contains("ended: signal: 11"));
     Ok(())
 }
+
+#[test]
+fn a_module_that_always_dies_fails_its_calls_and_can_be_replaced() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let rules = Rules::new(
+        "import os\ndef rewrite_query(username, query, in_transaction):\n    os._exit(7)\n",
+    )?;
+    let (_server, pooler) = pooler(&rules, &["rewrite_query"], "hook_timeout = 1")?;
+    let mut client = Client::connect(pooler.port, "dev")?;
+    for _ in 0..20 {
+        let told = client.run("select 1").map_err(|error| error.to_string());
+        assert_eq!(told, Err("58000 query rewrite failed".into()));
+    }
+    let log = pooler.log()?;
+    let lines = log.matches("ended: exit status: 7").count();
+    assert!((1..40).contains(&lines), "{lines}: {log}");
+    rules.write("def rewrite_query(username, query):\n    return query + ' + 1'\n")?;
+    pooler.console("reload")?;
+    wait_until("another module", || client.run("select 1").is_ok_and(|rows| rows == ["2"]))?;
+    // An interpreter that is none is refused, and the one of before goes on.
+    let ini = std::fs::read_to_string(pooler.ini())?;
+    std::fs::write(pooler.ini(), format!("{ini}hook_python = /nowhere/python3\n"))?;
+    assert!(pooler.console("reload").is_err());
+    wait_until("the module of before", || client.run("select 1").is_ok_and(|rows| rows == ["2"]))
+}
