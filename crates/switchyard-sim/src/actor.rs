@@ -1,7 +1,7 @@
 //! A client of a plain pool, which compares every answer with what a server of its own would say.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use switchyard_core::ids::Ticket;
 use switchyard_wire::tag::backend;
@@ -59,6 +59,8 @@ pub struct Actor {
     phase: Phase,
     /// Since when it waits for the next word.
     since: Instant,
+    /// When it last wanted a query to be cancelled.
+    cancelled: Option<Instant>,
     /// How its life has ended.
     pub ending: Option<Ending>,
 }
@@ -71,6 +73,9 @@ pub enum Wish {
     /// A cancel request is to be sent.
     Cancel,
 }
+
+/// How long a cancel request may be under way.
+const LATE: Duration = Duration::from_secs(8);
 
 impl Actor {
     /// A client that has sent its login on this wire.
@@ -94,6 +99,7 @@ impl Actor {
             view: Parameters::new(),
             phase: Phase::Login,
             since: env.now,
+            cancelled: None,
             ending: None,
         }
     }
@@ -120,7 +126,10 @@ impl Actor {
         if timer {
             match &self.phase {
                 Phase::Thinking => self.phase = Phase::Ready,
-                Phase::Sleep(_) => wish = Wish::Cancel,
+                Phase::Sleep(_) => {
+                    wish = Wish::Cancel;
+                    self.cancelled = Some(env.now);
+                }
                 Phase::Login | Phase::Ready | Phase::Answers | Phase::Gone => {}
             }
         }
@@ -263,6 +272,9 @@ impl Actor {
             let bytes = bytes.clone();
             let code = read::field(body, b'C');
             if tag == backend::ERROR && code == Some(b"57014") {
+                // A request may be late and hit the next query of the same client.
+                let asked = self.cancelled.is_some_and(|at| env.now - at < LATE);
+                assert!(asked, "actor {} is cancelled by somebody else", self.index);
                 self.reference.receive_cancelled(&bytes, &mut Nowhere);
                 self.expected.append(&mut self.reference.output);
             } else {

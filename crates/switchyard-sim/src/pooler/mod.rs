@@ -221,7 +221,10 @@ impl Pooler {
 
     /// Does what handlers put off, until nothing is left.
     fn settle(&mut self, env: &mut Env, w: usize) {
+        let mut turns = 0;
         loop {
+            turns += 1;
+            assert!(turns < TURNS_MAX, "worker {w} turns in circles");
             while let Some((pool, errand)) = self.workers[w].orders.pop_front() {
                 self.obey(env, w, pool, errand);
             }
@@ -455,5 +458,7 @@ impl Worker {
     }
 }
 
+/// Things that are put off by one handler, at most.
+const TURNS_MAX: usize = 10_000;
 /// Time between two looks at what is due.
 const TICK: Duration = Duration::from_millis(250);
