@@ -75,6 +75,7 @@ const KNOWN: [&str; 14] = [
 pub(crate) fn run(root: &Path) -> Result<(), String> {
     packages::postgres()?;
     packages::python()?;
+    packages::headers()?;
     packages::parser()?;
     succeed(Command::new("cargo").args(["build", "-p", "switchyard"]).current_dir(root))?;
     let directory = root.join("target/suites");

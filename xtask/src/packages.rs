@@ -36,6 +36,11 @@ pub(crate) fn python() -> Result<(), String> {
     if runs("python3") { Ok(()) } else { install(&["python3"]) }
 }
 
+/// Makes sure that the sources of PostgreSQL's drivers can be unpacked, which ask for its headers.
+pub(crate) fn headers() -> Result<(), String> {
+    if runs("pg_config") { Ok(()) } else { install(&["libpq-dev"]) }
+}
+
 /// Makes sure that the programs are there which answers are compared with and which look at a
 /// console.
 pub(crate) fn consoles() -> Result<(), String> {
