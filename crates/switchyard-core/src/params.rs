@@ -168,9 +168,15 @@ fn differing<'a>(
 
 /// The standard names and IntervalStyle have values whose case means nothing, but for
 /// `application_name`.
-fn equal(index: usize, name: &str, wanted: &[u8], has: &[u8]) -> bool {
+fn equal<'a>(index: usize, name: &str, wanted: &'a [u8], has: &'a [u8]) -> bool {
     if std::ptr::eq(wanted, has) {
         return true;
+    }
+    if index == CLIENT_ENCODING {
+        // The server leaves everything else out of such names, too.
+        let letters = |name: &'a [u8]| name.iter().filter(|byte| byte.is_ascii_alphanumeric());
+        let folded = |name| letters(name).map(u8::to_ascii_lowercase);
+        return folded(wanted).eq(folded(has));
     }
     let words = index < STANDARD.len() || name.eq_ignore_ascii_case("IntervalStyle");
     if words && index != APPLICATION_NAME {
@@ -230,6 +236,10 @@ mod tests {
     #[test]
     fn differences() {
         check(&[("timezone", "utc")], &[("TimeZone", "UTC")], None);
+        check(&[("client_encoding", "'utf-8'")], &[("client_encoding", "UTF8")], None);
+        check(&[("client_encoding", "LATIN1")], &[("client_encoding", "LATIN-10")], {
+            Some("SET client_encoding='LATIN1';")
+        });
         check(&[("application_name", "A")], &[("application_name", "a")], {
             Some("SET application_name='A';")
         });

@@ -90,7 +90,14 @@ fn report(tracked: &Tracked, server: &Server, params: &mut [&mut Params]) {
 }
 
 fn same(name: &str, a: &[u8], b: &[u8]) -> bool {
-    let words = ["DateStyle", "client_encoding", "TimeZone"].contains(&name);
+    if name == "client_encoding" {
+        let letters = |value: &[u8]| -> Vec<u8> {
+            let letters = value.iter().filter(|byte| byte.is_ascii_alphanumeric());
+            letters.map(u8::to_ascii_lowercase).collect()
+        };
+        return letters(a) == letters(b);
+    }
+    let words = ["DateStyle", "TimeZone"].contains(&name);
     if words { a.eq_ignore_ascii_case(b) } else { a == b }
 }
 
