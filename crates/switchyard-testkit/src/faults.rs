@@ -81,6 +81,12 @@ impl Cluster {
         let Some(new) = self.nodes.iter().position(|node| node.port == port) else {
             return Err(io::Error::other("no such node"));
         };
+        // A writer that is stopped sends the rest to whoever is connected; one that is not would
+        // lack what others have acknowledged.
+        let streams = "select count(*) from pg_stat_wal_receiver where status = 'streaming'";
+        wait_until("stream to the next writer", || {
+            self.nodes[new].sql(streams).is_ok_and(|text| text.trim() == "1")
+        })?;
         self.nodes[old].stop("fast")?;
         let gone = Instant::now();
         let rest: Vec<usize> = (0..self.nodes.len()).filter(|index| *index != old).collect();
