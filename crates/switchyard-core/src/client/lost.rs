@@ -28,6 +28,17 @@ pub struct Owed {
     pub answers: usize,
     /// Whether a group was begun whose Sync was not sent.
     pub group: Group,
+    /// What the client has seen of the answer that is under way.
+    pub told: Told,
+}
+
+/// What a client has seen of an answer that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// No error.
+    Nothing,
+    /// Its error: nothing but ReadyForQuery may follow.
+    Error,
 }
 
 /// Whether a group of the extended protocol is open.
@@ -130,6 +141,7 @@ impl Lost {
             && owed.group == Group::Ended
             && owed.answers <= 1
             && owed.status != Status::Failed
+            && owed.told == Told::Nothing
         {
             if owed.answers == 1 {
                 let start = begin.trim_ascii_start().first().is_some_and(|c| b"sS".contains(c));
@@ -157,12 +169,17 @@ impl Lost {
             // It knows already that its transaction has failed.
             play.words = None;
         }
+        let mut told = owed.told;
         for _ in 0..owed.answers {
-            play.fail(out);
+            if std::mem::replace(&mut told, Told::Nothing) == Told::Nothing {
+                play.fail(out);
+            }
             play.ready(out);
         }
         if owed.group == Group::Open {
-            play.fail(out);
+            if told == Told::Nothing {
+                play.fail(out);
+            }
             play.skipping = Group::Open;
         }
         if inside || owed.group == Group::Open {
@@ -366,7 +383,7 @@ mod tests {
     use crate::prepared::Registry;
 
     fn owed(status: Status, answers: usize, group: Group) -> Owed {
-        Owed { words: None, status, answers, group }
+        Owed { words: None, status, answers, group, told: Told::Nothing }
     }
 
     /// Types of the messages, with the SQLSTATE of errors and the status of ReadyForQuery.
@@ -419,6 +436,24 @@ mod tests {
         assert_eq!(told, "");
         assert_eq!(lost.again(), None);
         assert_eq!(play(&mut lost, &[(b'Q', b"select 1\0")]), "08006 ZE");
+    }
+
+    #[test]
+    fn an_error_that_was_told_is_not_told_again() {
+        let failing =
+            |status, answers, group| Owed { told: Told::Error, ..owed(status, answers, group) };
+        let mut lost = Lost::default();
+        let told = lose(&mut lost, failing(Status::Idle, 1, Group::Ended), Predicted::AsReported);
+        assert_eq!(told, "ZI");
+        let told = lose(&mut lost, failing(Status::Idle, 2, Group::Ended), Predicted::AsReported);
+        assert_eq!(told, "ZI 08007 ZI");
+        let told = lose(&mut lost, failing(Status::Block, 1, Group::Ended), Predicted::AsReported);
+        assert_eq!(told, "ZE");
+        assert_eq!(play(&mut lost, &[(b'Q', b"select 1\0")]), "08006 ZE");
+        let mut lost = Lost::default();
+        let told = lose(&mut lost, failing(Status::Idle, 0, Group::Open), Predicted::AsReported);
+        assert_eq!(told, "");
+        assert_eq!(play(&mut lost, &[(b'E', b"\0\0\0\0\0"), (b'S', b"")]), "ZI");
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod terms;
 use switchyard_wire::tag::frontend;
 use switchyard_wire::{build, frame, read};
 
-use crate::client::lost::{Lost, Owed};
+use crate::client::lost::{Lost, Owed, Told};
 use crate::client::pipeline::Predicted;
 use crate::client::replay::{Answers, Fresh, Keeping, Refused, Replay};
 use crate::client::routes::{RouteId, StatementRoutes};
@@ -430,9 +430,13 @@ impl Session {
 
     /// The server is gone and the client stays: writes to `out` what it is told now. The rest of a
     /// half-sent message goes nowhere.
-    pub fn lose(&mut self, owed: Owed, out: &mut Vec<u8>) {
+    pub fn lose(&mut self, mut owed: Owed, out: &mut Vec<u8>) {
         self.partial.to = Destination::Nowhere;
         let unseen = std::mem::take(&mut self.replay);
+        if unseen.is_group() {
+            // What has come of the answer was withheld.
+            owed.told = Told::Nothing;
+        }
         for name in unseen.names() {
             self.statements.remove(name);
         }

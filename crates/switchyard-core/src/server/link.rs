@@ -91,6 +91,8 @@ enum Talk {
     None,
     /// The client.
     Asked,
+    /// The server, with an error; its ReadyForQuery is to come.
+    Failed,
     /// The server, with ReadyForQuery.
     Answered,
 }
@@ -340,6 +342,9 @@ impl Link {
                 }
                 Some(Request::Refused(error, turn)) => {
                     bytes.extend_from_slice(error);
+                    if *turn == Turn::Open && self.talk != Talk::None {
+                        self.talk = Talk::Failed;
+                    }
                     if *turn == Turn::Ended {
                         build::ready_for_query(&mut bytes, self.status.code());
                     }

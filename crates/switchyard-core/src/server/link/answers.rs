@@ -96,6 +96,9 @@ impl Link {
             let simple = matches!(self.outstanding.front(), Some(Request::Query));
             self.copy = if simple { Copy::Drain } else { Copy::Off };
         }
+        if !self.front_is_hidden() && self.talk != Talk::None {
+            self.talk = Talk::Failed;
+        }
         match self.outstanding.front() {
             Some(Request::Hidden(query)) => {
                 received.failure = match query {

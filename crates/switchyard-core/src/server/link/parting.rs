@@ -58,6 +58,7 @@ impl Link {
         let refused = |request: &&Request| matches!(request, Request::Refused(_, Turn::Ended));
         answers += skipped.iter().filter(refused).count();
         request::undo(skipped, &mut self.statements, &mut Some(client.statements));
-        Some(Owed { words: self.words.take(), status: self.status, answers, group })
+        let told = if self.talk == Talk::Failed { lost::Told::Error } else { lost::Told::Nothing };
+        Some(Owed { words: self.words.take(), status: self.status, answers, group, told })
     }
 }

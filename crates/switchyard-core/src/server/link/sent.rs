@@ -16,7 +16,8 @@ impl Link {
         if request.is_grouped() {
             self.group = Group::Open;
         }
-        if !request.is_local() && !request.is_hidden_query() {
+        let asks = !request.is_local() && !request.is_hidden_query();
+        if asks && self.talk != Talk::Failed {
             self.talk = Talk::Asked;
         }
         self.outstanding.push(request);
