@@ -89,6 +89,9 @@ impl Cluster {
         })?;
         self.nodes[old].stop("fast")?;
         let gone = Instant::now();
+        wait_until("end of the stream", || {
+            self.nodes[new].sql(streams).is_ok_and(|text| text.trim() == "0")
+        })?;
         let rest: Vec<usize> = (0..self.nodes.len()).filter(|index| *index != old).collect();
         let change = self.promote_this(old, new, &rest, gone)?;
         self.nodes[old].follow(self.writer())?;
