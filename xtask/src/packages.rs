@@ -46,6 +46,7 @@ pub(crate) fn headers() -> Result<(), String> {
 pub(crate) fn consoles() -> Result<(), String> {
     let programs = [
         ("/usr/sbin/pgbouncer", "pgbouncer"),
+        ("/usr/bin/openssl", "openssl"),
         ("/usr/bin/check_postgres", "check-postgres"),
         ("/usr/bin/prometheus-pgbouncer-exporter", "prometheus-pgbouncer-exporter"),
     ];
@@ -107,6 +108,9 @@ pub(crate) fn drivers(directory: &Path) -> Result<(), String> {
 pub(crate) fn extras(directory: &Path) {
     if !Path::new("/usr/share/java/postgresql.jar").exists() || !runs("java") {
         told("Java", install(&["default-jre-headless", "libpostgresql-jdbc-java"]));
+    }
+    if !Path::new("/usr/sbin/nft").exists() || !runs("ip") {
+        told("A network of one's own", install(&["nftables", "iproute2"]));
     }
     let postgres = Path::new("node_modules").join(POSTGRES_18.0);
     if !directory.join(postgres).exists() {
