@@ -109,7 +109,8 @@ pub(crate) fn extras(directory: &Path) {
     if !Path::new("/usr/share/java/postgresql.jar").exists() || !runs("java") {
         told("Java", install(&["default-jre-headless", "libpostgresql-jdbc-java"]));
     }
-    if !Path::new("/usr/sbin/nft").exists() || !runs("ip") {
+    let tools = ["/usr/sbin/nft", "/usr/sbin/ip"];
+    if !tools.iter().all(|tool| Path::new(tool).exists()) {
         told("A network of one's own", install(&["nftables", "iproute2"]));
     }
     let postgres = Path::new("node_modules").join(POSTGRES_18.0);
