@@ -12,7 +12,7 @@ use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::hooking::Asking;
 use crate::worker::server::{Server, Stage as ServerStage, Unread, Use};
-use crate::worker::{Slot, Source, Todo, Worker};
+use crate::worker::{SCRATCH, Slot, Source, Todo, Worker};
 
 /// Reads of one connection in a turn, so that a busy one does not starve the others.
 const READS_PER_TURN: usize = 8;
@@ -208,7 +208,11 @@ impl Worker {
         let full = !server.output.is_empty();
         match (result, slot) {
             (Err(_), Some(slot)) => {
-                // The server may have said why before it went away.
+                // The server may have said why before it went away. Whoever reads the client may
+                // have the scratch area in use.
+                if self.scratch.is_empty() {
+                    self.scratch = vec![0; SCRATCH];
+                }
                 self.read_server(slot);
                 self.server_lost(slot, "server connection closed");
                 self.clients.get(key).is_some()
