@@ -52,8 +52,9 @@ impl HostList {
         chosen
     }
 
-    /// An attempt failed: its host is passed over until then.
-    pub(super) fn failed(&mut self, now: Instant, host: usize, until: Instant) -> Others {
+    /// An attempt failed that was begun at `started`: its host is passed over until `until`. Others
+    /// that were passed over when it began have not been tried since.
+    pub(super) fn failed(&mut self, started: Instant, host: usize, until: Instant) -> Others {
         let count = self.failing.len();
         if let Some(failing) = self.failing.get_mut(host) {
             *failing = Some(until);
@@ -61,7 +62,7 @@ impl HostList {
         if self.order == HostOrder::Stay && self.turn == host {
             self.turn = (host + 1) % count;
         }
-        let fit = (0..count).any(|other| other != host && !self.is_failing(now, other));
+        let fit = (0..count).any(|other| other != host && !self.is_failing(started, other));
         if fit { Others::Fit } else { Others::AllFailing }
     }
 
@@ -104,6 +105,17 @@ mod tests {
         hosts.failed(now, 0, later);
         hosts.succeeded(0);
         assert_eq!(hosts.choose(now), 0);
+    }
+
+    #[test]
+    fn hosts_that_do_not_answer_are_all_failing_however_long_that_takes() {
+        let (began, pause) = (Instant::now(), Duration::from_secs(15));
+        let mut hosts = HostList::new(2, HostOrder::RoundRobin);
+        assert_eq!(hosts.choose(began), 0);
+        let timeout = began + pause;
+        assert_eq!(hosts.failed(began, 0, timeout + pause), Others::Fit);
+        assert_eq!(hosts.choose(timeout), 1);
+        assert_eq!(hosts.failed(timeout, 1, timeout + pause + pause), Others::AllFailing);
     }
 
     #[test]

@@ -264,7 +264,7 @@ impl Pool {
         if let Some(lane) = self.lane_mut(slot.lane)
             // Another host of the list may be tried at once. A server that refuses the login is
             // there: the others would refuse it as well.
-            && (lane.hosts.failed(now, slot.host, slot.started + retry.pause(1))
+            && (lane.hosts.failed(slot.started, slot.host, now + retry.pause(1))
                 == Others::AllFailing
                 || refused)
         {

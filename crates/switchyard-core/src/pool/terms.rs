@@ -70,11 +70,14 @@ pub enum Retry {
     Growing(Duration, Duration),
 }
 
+/// Attempts that fail at once would otherwise follow each other for ever in one turn.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+
 impl Retry {
     /// The pause after so many failures in a row.
     pub(super) fn pause(self, failures: u32) -> Duration {
         match self {
-            Retry::Fixed(pause) => pause,
+            Retry::Fixed(pause) => pause.max(LEAST_PAUSE),
             Retry::Growing(first, longest) => {
                 let doublings = failures.saturating_sub(1).min(20);
                 first.saturating_mul(1 << doublings).min(longest.max(first))
