@@ -87,6 +87,9 @@ impl Value for i64 {
     }
 }
 
+/// A hundred years: what is added to a moment must stay one.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 impl Value for Duration {
     fn parse(text: &str) -> Option<Self> {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -100,7 +103,7 @@ impl Value for Duration {
             _ => return None,
         };
         let seconds: f64 = number.parse().ok()?;
-        Duration::try_from_secs_f64(seconds * scale).ok()
+        Duration::try_from_secs_f64(seconds * scale).ok().map(|duration| duration.min(LONGEST))
     }
 
     fn show(&self) -> Option<String> {
