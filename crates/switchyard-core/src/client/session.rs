@@ -255,7 +255,7 @@ impl Session {
             }
             _ => {}
         }
-        if rules.loyalty == Loyalty::Returns {
+        if link.loyalty() == Loyalty::Returns {
             self.look_for_traces(&m, rules)?;
         }
         match m.head.tag {

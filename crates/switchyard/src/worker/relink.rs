@@ -25,7 +25,8 @@ impl Worker {
         let Some(key) = server.client() else { return false };
         let (pool, id, lane) = (Arc::clone(&server.pool), server.id, server.lane);
         let unsent = Unsent::of(!server.output.is_empty());
-        let Some(link) = server.link().filter(|_| pool.loyalty() == Loyalty::Returns) else {
+        // A session that began under another setting was not watched.
+        let Some(link) = server.link().filter(|link| link.loyalty() == Loyalty::Returns) else {
             return false;
         };
         let Some(client) = self.clients.get_mut(key) else { return false };

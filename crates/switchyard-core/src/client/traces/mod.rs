@@ -200,8 +200,16 @@ fn begin(word: &[u8], sql: &[u8], tracked: &Tracked) -> Option<Box<str>> {
     match word {
         b"set" => {
             let end = memchr::memchr(b';', sql).unwrap_or(sql.len());
-            let name = untracked::set(&sql[..end])?;
-            tracked.index(name.as_bytes()).is_none().then(|| format!("SET {name}").into())
+            match untracked::set(&sql[..end]) {
+                Some(name) if tracked.index(name.as_bytes()).is_some() => None,
+                Some(name) => Some(format!("SET {name}").into()),
+                None => {
+                    let second = words(sql).nth(1).unwrap_or_default().to_ascii_lowercase();
+                    let passes = matches!(&second[..], b"local" | b"transaction" | b"constraints");
+                    // A name in quotes, for example.
+                    (!passes).then(|| "SET".into())
+                }
+            }
         }
         b"listen" => Some("LISTEN".into()),
         b"load" => Some("LOAD".into()),
@@ -256,6 +264,8 @@ mod tests {
         for (sql, left) in [
             ("select 1; set work_mem = '1MB'", "SET work_mem"),
             ("set role x", "SET role"),
+            ("set \"work_mem\" = '1GB'", "SET"),
+            ("set session \"app.user\" = '1'", "SET"),
             ("/* a */ LISTEN x", "LISTEN"),
             ("load 'x'", "LOAD"),
             ("prepare x as select 1", "PREPARE"),

@@ -9,6 +9,12 @@ use crate::client::session::Loyalty;
 use crate::server::request::{self, Request, Turn};
 
 impl Link {
+    /// What becomes of the client when the server is lost, as it was when they were linked.
+    #[inline]
+    pub fn loyalty(&self) -> Loyalty {
+        self.loyalty
+    }
+
     /// A client is linked that stays or leaves when this server is lost.
     pub fn begin(&mut self, loyalty: Loyalty) {
         self.loyalty = loyalty;
