@@ -28,7 +28,9 @@ impl Cluster {
         // While there is no writer, refusals are told by the search for one.
         for node in nodes.iter().filter(|node| node.state == NodeState::Fenced) {
             let before = old.node(node.id).map(|before| before.state);
-            if writer.is_some() && before != Some(NodeState::Fenced) {
+            // A search that knew no system yet has told nothing.
+            let untold = old.writer.is_none() && self.told.refusals.is_none();
+            if writer.is_some() && (before != Some(NodeState::Fenced) || untold) {
                 lines.extend(self.fence(node.id).map(|refusal| self.refused(node.id, refusal)));
             }
         }
