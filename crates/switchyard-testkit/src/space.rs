@@ -1,6 +1,7 @@
 //! A network namespace of its own for servers: packets to and from them can be dropped without a
 //! word, as a firewall or a dead host does. Needs root, `ip` and `nft`.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::process::Command;
 
@@ -20,16 +21,18 @@ const ADDRESSES: std::ops::Range<u8> = 10..13;
 impl Space {
     /// Makes one. Without the rights or the programs for it there is an error that says so.
     pub fn new() -> io::Result<Self> {
-        let id = std::process::id();
+        // Several tests of one process run at once: each has a namespace of its own.
+        let id = RandomState::new().build_hasher().finish() % 10_000_000;
+        let name = format!("switchyard{id}");
+        run(Command::new("ip").args(["netns", "add", &name]))?;
         let space = Space {
-            name: format!("switchyard{id}"),
-            link: format!("sy{}", id % 10_000_000),
+            name,
+            link: format!("sy{id}"),
             prefix: format!("10.{}.{}", 100 + id % 100, id / 100 % 250),
         };
         let (name, link, prefix) = (&space.name, &space.link, &space.prefix);
         let inside = format!("{link}i");
         let ip = |arguments: &str| run(Command::new("ip").args(arguments.split(' '))).map(drop);
-        ip(&format!("netns add {name}"))?;
         ip(&format!("link add {link} type veth peer name {inside} netns {name}"))?;
         ip(&format!("addr add {prefix}.1/24 dev {link}"))?;
         ip(&format!("link set {link} up"))?;
