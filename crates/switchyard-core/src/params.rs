@@ -176,7 +176,9 @@ fn equal<'a>(index: usize, name: &str, wanted: &'a [u8], has: &'a [u8]) -> bool 
         // The server leaves everything else out of such names, too.
         let letters = |name: &'a [u8]| name.iter().filter(|byte| byte.is_ascii_alphanumeric());
         let folded = |name| letters(name).map(u8::to_ascii_lowercase);
-        return folded(wanted).eq(folded(has));
+        // A name without any letter is none; it equals only itself.
+        return wanted == has
+            || (letters(wanted).next().is_some() && folded(wanted).eq(folded(has)));
     }
     let words = index < STANDARD.len() || name.eq_ignore_ascii_case("IntervalStyle");
     if words && index != APPLICATION_NAME {

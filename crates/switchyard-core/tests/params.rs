@@ -95,7 +95,7 @@ fn same(name: &str, a: &[u8], b: &[u8]) -> bool {
             let letters = value.iter().filter(|byte| byte.is_ascii_alphanumeric());
             letters.map(u8::to_ascii_lowercase).collect()
         };
-        return letters(a) == letters(b);
+        return a == b || (!letters(a).is_empty() && letters(a) == letters(b));
     }
     let words = ["DateStyle", "TimeZone"].contains(&name);
     if words { a.eq_ignore_ascii_case(b) } else { a == b }
