@@ -102,7 +102,9 @@ fn a_hold_lasts_until_it_is_released_or_another_node_writes() -> io::Result<()> 
     for ending in ["release", "promotion"] {
         admin.run("hold app")?;
         assert_eq!(told(&mut admin, "hold app"), "55000 already holding");
-        assert!(pooler.console("show clusters")?.starts_with("app|holding|"));
+        wait_until("holding", || {
+            pooler.console("show clusters").is_ok_and(|text| text.starts_with("app|holding|"))
+        })?;
         let held = std::thread::spawn(move || {
             let port = client.run("select inet_server_port()");
             (port, client)
