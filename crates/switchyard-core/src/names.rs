@@ -172,6 +172,12 @@ impl<A: Clone + PartialEq, W> Names<A, W> {
         News { told, lost }
     }
 
+    /// Whether the last answer for a name had an address of this kind, or there was none.
+    pub fn stands_for(&self, host: &str, kind: impl Fn(&A) -> bool) -> bool {
+        let addresses = self.hosts.get(host).map(|entry| &entry.addresses[..]).unwrap_or_default();
+        addresses.is_empty() || addresses.iter().any(kind)
+    }
+
     /// All names, sorted.
     pub fn rows(&self, now: Instant) -> Vec<NameRow<A>> {
         let row = |(host, entry): (&String, &Host<A, W>)| NameRow {
@@ -266,6 +272,8 @@ mod tests {
         let news = stage.answer(1.0, &[7, 8, 7]);
         assert_eq!(news.told, [(1, vec![7, 8]), (2, vec![8, 7])]);
         assert_eq!(news.lost, []);
+        let stands = |address: u8| stage.names.stands_for("h", |known| *known == address);
+        assert_eq!([7, 8, 9].map(stands), [true, true, false]);
         assert_eq!(stage.ask(15.9, 3), Reply::Known(vec![7, 8]));
         assert_eq!(stage.ask(16.0, 3), Reply::Look);
         assert_eq!(stage.answer(16.5, &[8, 9]).lost, [7]);

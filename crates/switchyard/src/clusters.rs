@@ -16,6 +16,7 @@ use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::snapshot::Change;
 use switchyard_core::switchover::view::{NodeId, View};
 
+use crate::entries::Entry;
 use crate::log::Level;
 use crate::pools::SharedPool;
 use crate::services::House;
@@ -49,16 +50,21 @@ impl Census {
 impl Shared {
     /// Something went wrong with a node that a pool uses.
     pub fn suspect(&self, pool: &SharedPool, lane: LaneId, kind: SignalKind) {
-        if let Some(services) = self.services().filter(|_| pool.entry.is_cluster()) {
-            // A session that is read-only by its own will gives the same sign as a standby.
-            if kind != SignalKind::ReadOnly {
-                let now = Instant::now();
-                for pool in pool.entry.pools() {
-                    self.decide(&pool, |inner| inner.machine.suspect(now, lane));
-                }
-            }
-            services.signal(&pool.entry.name, Some(NodeId(lane.0)), kind);
+        if pool.entry.is_cluster() {
+            self.doubt(&pool.entry, lane, kind);
         }
+    }
+
+    fn doubt(&self, entry: &Entry, lane: LaneId, kind: SignalKind) {
+        let Some(services) = self.services() else { return };
+        // A session that is read-only by its own will gives the same sign as a standby.
+        if kind != SignalKind::ReadOnly {
+            let now = Instant::now();
+            for pool in entry.pools() {
+                self.decide(&pool, |inner| inner.machine.suspect(now, lane));
+            }
+        }
+        services.signal(&entry.name, Some(NodeId(lane.0)), kind);
     }
 
     fn state_file(&self) -> Option<PathBuf> {
@@ -194,6 +200,13 @@ impl House for Shared {
     }
 
     fn addresses_lost(&self, host: &str, lost: &[SocketAddr]) {
+        // Nothing new goes to a node before it has answered at the address that it has now.
+        for entry in self.entries().into_iter().filter(|entry| entry.is_cluster()) {
+            for node in entry.view().nodes.iter().filter(|node| node.host == host) {
+                self.doubt(&entry, LaneId(node.id.0), SignalKind::Moved);
+            }
+        }
+        self.recycle_parked(host, lost);
         let (host, lost): (Arc<str>, Arc<[SocketAddr]>) = (host.into(), lost.into());
         self.broadcast(|| Message::AddressesLost(Arc::clone(&host), Arc::clone(&lost)));
     }

@@ -195,6 +195,11 @@ impl OpenFailure {
         }
     }
 
+    /// Whether the server starts up or shuts down.
+    pub fn is_starting(&self) -> bool {
+        self.sqlstate == CANNOT_CONNECT_NOW
+    }
+
     /// A login that came to nothing.
     pub fn of(error: &ServerLoginError) -> Self {
         match error {

@@ -25,8 +25,11 @@ impl Pool {
                     if lane.role.writes() && !role.writes() {
                         lost.push(id);
                     }
+                    // A writer that is only confirmed is tried no sooner than that.
+                    if !(lane.role.writes() && role.writes()) {
+                        lane.failed = None;
+                    }
                     lane.role = role;
-                    lane.failed = None;
                 }
             }
         }

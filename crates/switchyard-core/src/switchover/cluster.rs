@@ -15,8 +15,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::discovery::{Discovery, Patience};
-use super::election::{Memory, differ};
-use super::node::{Listing, Node, Pace};
+use super::election::Memory;
+use super::node::{Listing, Node, Pace, Standing};
 use super::options::Options;
 use super::planned::{CommandId, Operation, PromotionId};
 use super::probe::{Answer, Facts, ProbeId, Question, SignalKind, TopologyId, Via};
@@ -211,7 +211,7 @@ impl Cluster {
             discovery: Discovery::new(now),
             minted: Minted::default(),
             state: State::Unknown,
-            memory: Memory { system, timeline, writer: None },
+            memory: Memory { system, timeline, ..Memory::default() },
             published: View::default(),
             records: Records::default(),
             operation: Operation::None,
@@ -409,7 +409,8 @@ impl Cluster {
 
     /// The facts of a node of another system are those of this cluster from here on.
     pub(super) fn take_over(&mut self, facts: &Facts) {
-        self.memory = Memory { system: facts.system, timeline: facts.timeline, writer: None };
+        let (system, timeline) = (facts.system, facts.timeline);
+        self.memory = Memory { system, timeline, ..Memory::default() };
     }
 
     fn measure(&mut self, id: NodeId) {
@@ -449,13 +450,12 @@ impl Cluster {
         node.map(|node| node.name.clone()).unwrap_or_default()
     }
 
-    /// Nodes that are the same running server as one that was listed before them.
+    /// Nodes that are the same running server as one that was listed before them, and answers.
     pub(super) fn is_double(&self, at: usize) -> bool {
-        let Some(facts) = self.nodes.get(at).and_then(|node| node.facts.as_ref()) else {
-            return false;
-        };
-        let before = self.nodes[..at].iter().filter_map(|node| node.facts.as_ref());
-        before.filter(|other| !differ(other.system, facts.system)).any(|o| o.same_server(facts))
+        let server = |node: &Node| node.facts.as_ref().and_then(Facts::server);
+        let Some(own) = self.nodes.get(at).and_then(server) else { return false };
+        let before = self.nodes[..at].iter().filter(|node| node.standing != Standing::Down);
+        before.filter_map(server).any(|other| other == own)
     }
 }
 

@@ -4,7 +4,7 @@
 //! tells a promoted standby from an old writer that came back.
 
 use super::options::Fencing;
-use super::probe::Facts;
+use super::probe::{Facts, Server};
 use super::view::NodeId;
 
 /// What is remembered of a cluster across elections.
@@ -16,9 +16,19 @@ pub struct Memory {
     pub timeline: Option<u32>,
     /// Last elected writer.
     pub writer: Option<NodeId>,
+    /// The server that it was, as it last told.
+    pub server: Option<Server>,
+    /// The timeline on which it wrote, as it last told.
+    pub written: Option<u32>,
 }
 
 impl Memory {
+    /// Takes in what the writer says of itself.
+    pub(super) fn learn_writer(&mut self, facts: &Facts) {
+        self.server = facts.server().or(self.server.take());
+        self.written = facts.timeline.or(self.written);
+    }
+
     /// Takes in what a node of this system says; other systems teach nothing.
     pub fn learn(&mut self, facts: &Facts) {
         if self.system.is_some() && self.system == facts.system {
@@ -54,6 +64,8 @@ pub struct Ballot {
     pub system: Option<u64>,
     /// Timeline it last told.
     pub timeline: Option<u32>,
+    /// The server that it last was.
+    pub server: Option<Server>,
 }
 
 /// Why a node that answers `writer` is not taken.
@@ -142,6 +154,17 @@ pub fn challenger(fencing: Fencing, memory: &Memory, ballots: &[Ballot]) -> Verd
     }
 }
 
+/// Whether the sitting writer has become another server that must not write: its name leads there.
+pub fn replaced(fencing: Fencing, memory: &Memory, ballots: &[Ballot]) -> Option<Refusal> {
+    let sitting = ballots.iter().find(|ballot| Some(ballot.node) == memory.writer)?;
+    let other = memory.server.is_some() && sitting.server != memory.server;
+    let writes = matches!(sitting.says, Says::Writer(_));
+    if fencing == Fencing::Off || !other || !writes {
+        return None;
+    }
+    refusal(memory, ballots, sitting)
+}
+
 /// Rules 1 and 2: another system, or a timeline that was left behind.
 pub fn refusal(memory: &Memory, ballots: &[Ballot], ballot: &Ballot) -> Option<Refusal> {
     if let (Some(found), Some(expected)) = (ballot.system, memory.system)
@@ -167,7 +190,9 @@ fn sole(
 ) -> Result<Verdict, Refusal> {
     let elected = Ok(Verdict::Elect(one.node, Oddity::None));
     let Some(last) = memory.writer.filter(|last| *last != one.node) else { return elected };
-    if fencing != Fencing::Strict {
+    // The last writer under another name is no other writer.
+    let itself = one.server.is_some() && one.server == memory.server;
+    if fencing != Fencing::Strict || itself {
         return elected;
     }
     let old = ballots.iter().find(|ballot| ballot.node == last);
@@ -175,15 +200,11 @@ fn sole(
     match (one.timeline, memory.timeline) {
         (Some(found), Some(lost)) if found > lost => elected,
         // Learned from the candidate itself: compare with what the lost writer told.
-        (Some(found), Some(_)) => {
-            let told = ballots.iter().find(|ballot| ballot.node == last);
-            let told = told.and_then(|ballot| ballot.timeline);
-            match (told, old) {
-                (Some(told), _) if found > told => elected,
-                (_, Says::Reader) => Ok(Verdict::Elect(one.node, Oddity::SwappedOnOneTimeline)),
-                (_, Says::Writer(_) | Says::Nothing) => Err(Refusal::SameTimeline(found)),
-            }
-        }
+        (Some(found), Some(_)) => match (memory.written, old) {
+            (Some(written), _) if found > written => elected,
+            (_, Says::Reader) => Ok(Verdict::Elect(one.node, Oddity::SwappedOnOneTimeline)),
+            (_, Says::Writer(_) | Says::Nothing) => Err(Refusal::SameTimeline(found)),
+        },
         (None, _) | (_, None) => match (one.says, old) {
             (_, Says::Writer(_)) => Ok(Verdict::Nobody),
             (Says::Writer(2..), Says::Reader | Says::Nothing) => elected,

@@ -9,7 +9,7 @@ use super::cluster::{
     Cause, Cluster, Effect, Hearing, REPEAT, Search, Severity, Split, State, Suspicion,
 };
 use super::discovery::heard_all;
-use super::election::{Ballot, Oddity, Refusal, Verdict, challenger, elect};
+use super::election::{Ballot, Oddity, Refusal, Verdict, challenger, elect, replaced};
 use super::node::{FAILURES_UNTIL_DOWN, Node, Standing};
 use super::options::Newcomers;
 use super::probe::Question;
@@ -36,6 +36,7 @@ impl Cluster {
         let Some(node) = self.nodes.iter().find(|node| node.id == writer) else {
             return self.lose(now, now, writer, "removed");
         };
+        let (heard, heard_full) = (node.meters.heard, node.meters.heard_full);
         let failures = node.failures.run;
         let error = node.failures.text.clone().unwrap_or_default();
         let began = suspicion.map_or(now, |suspicion| suspicion.since);
@@ -64,10 +65,18 @@ impl Cluster {
             }
             return;
         }
+        // Also where its name leads to a server that another node stands for.
+        let all: Vec<Ballot> = self.nodes.iter().map(Node::ballot).collect();
+        if let Some(refusal) = replaced(self.options.fencing, &self.memory, &all) {
+            let (severity, text) = self.refused(writer, refusal);
+            self.log(severity, text);
+            return self.lose(now, began, writer, "it is another server");
+        }
+        self.learn_seat(writer);
         if let Some(suspicion) = suspicion {
             let heard = match suspicion.question {
-                Question::Cheap => node.meters.heard,
-                Question::Full => node.meters.heard_full,
+                Question::Cheap => heard,
+                Question::Full => heard_full,
             };
             if heard.is_some_and(|at| at >= suspicion.since) {
                 self.confirm(now, writer, suspicion);
@@ -85,6 +94,14 @@ impl Cluster {
                 self.split(now, one, other);
             }
             Verdict::Nobody | Verdict::Confirm(_) => {}
+        }
+    }
+
+    /// Remembers which server the writer is.
+    fn learn_seat(&mut self, writer: NodeId) {
+        let node = self.nodes.iter().find(|node| node.id == writer);
+        if let Some(facts) = node.and_then(|node| node.facts.as_ref()) {
+            self.memory.learn_writer(facts);
         }
     }
 
@@ -248,9 +265,11 @@ impl Cluster {
         let (name, endpoint) = (node.name.clone(), node.endpoint.clone());
         let facts = node.facts.clone();
         let timeline = facts.as_ref().and_then(|facts| facts.timeline);
-        self.memory.system = self.memory.system.or(facts.and_then(|facts| facts.system));
+        self.memory.system = self.memory.system.or(facts.as_ref().and_then(|f| f.system));
         self.memory.timeline = self.memory.timeline.max(timeline);
         self.memory.writer = Some(id);
+        (self.memory.server, self.memory.written) = (None, None);
+        facts.iter().for_each(|facts| self.memory.learn_writer(facts));
         let since = match &self.state {
             State::Searching(search) => search.since,
             State::Unknown | State::Stable(_) | State::Suspect(..) => self.told.started,

@@ -22,4 +22,5 @@ pub mod snapshot;
 pub mod topology;
 pub mod view;
 
+mod moves;
 mod worlds;

@@ -227,6 +227,7 @@ impl Node {
             says,
             system: facts.and_then(|facts| facts.system),
             timeline: facts.and_then(|facts| facts.timeline),
+            server: facts.and_then(Facts::server),
         }
     }
 

@@ -83,6 +83,17 @@ pub struct Facts {
     pub proof: Proof,
 }
 
+/// A running server, however it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// System identifier.
+    pub system: u64,
+    /// Start of its postmaster.
+    pub started: i64,
+    /// Its own address and port.
+    pub address: String,
+}
+
 /// Whether a transaction on a node can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
@@ -118,12 +129,10 @@ impl Facts {
         format!("{role}, timeline {timeline}, position {lsn}")
     }
 
-    /// Whether both tell of one and the same running server.
-    pub fn same_server(&self, other: &Facts) -> bool {
-        let known = self.system.is_some() && self.started.is_some() && self.address.is_some();
-        known
-            && (self.system, self.started, &self.address)
-                == (other.system, other.started, &other.address)
+    /// The running server that answers, if it tells enough of itself.
+    pub(super) fn server(&self) -> Option<Server> {
+        let (system, started) = (self.system?, self.started?);
+        Some(Server { system, started, address: self.address.clone()? })
     }
 }
 
@@ -178,6 +187,8 @@ pub enum SignalKind {
     ConnectFailed,
     /// The topology names another writer, or lists the writer no more.
     Topology,
+    /// The name of a node does not stand for an address any more that it stood for.
+    Moved,
     /// An operator wants everything asked again (PROBE, RECONNECT).
     Operator,
 }
@@ -191,6 +202,7 @@ impl SignalKind {
             SignalKind::ReadOnly => "server is read-only",
             SignalKind::ConnectFailed => "connect failed",
             SignalKind::Topology => "the topology has changed",
+            SignalKind::Moved => "the address has changed",
             SignalKind::Operator => "operator",
         }
     }
@@ -199,7 +211,10 @@ impl SignalKind {
     pub(super) fn weighs(self) -> bool {
         match self {
             SignalKind::Disconnected | SignalKind::ShuttingDown | SignalKind::ConnectFailed => true,
-            SignalKind::ReadOnly | SignalKind::Topology | SignalKind::Operator => false,
+            SignalKind::ReadOnly
+            | SignalKind::Topology
+            | SignalKind::Moved
+            | SignalKind::Operator => false,
         }
     }
 }

@@ -46,16 +46,31 @@ pub(super) fn lost(error: &io::Error) -> Failure {
     failure(kind, error.to_string())
 }
 
-/// Connects to a node; `connected` is called when there is a connection.
-pub(super) async fn dial(way: &Way, connected: impl FnOnce()) -> Result<Box<dyn Socket>, Failure> {
+impl Way {
+    /// Waits until the node's name leads elsewhere; without end if it was reached by an address.
+    pub(super) async fn until_moved(&self, from: Option<IpAddr>) {
+        match from {
+            Some(from) => self.names.until_moved(&self.endpoint.host, from).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Connects to a node, and answers the address if it was reached by a name; `connected` is called
+/// when there is a connection.
+pub(super) async fn dial(
+    way: &Way,
+    connected: impl FnOnce(),
+) -> Result<(Box<dyn Socket>, Option<IpAddr>), Failure> {
     let (endpoint, tls) = (&way.endpoint, &way.login.tls);
     let port = endpoint.port;
     if endpoint.host.starts_with(['/', '@']) {
         let path = format!("{}/.s.PGSQL.{port}", unix_name(&endpoint.host));
         let stream = UnixStream::connect(path).await.map_err(|error| lost(&error))?;
-        return Ok(Box::new(stream));
+        return Ok((Box::new(stream), None));
     }
-    let addresses = match endpoint.host.parse::<IpAddr>() {
+    let own = endpoint.host.parse::<IpAddr>();
+    let addresses = match own {
         Ok(address) => vec![SocketAddr::new(address, port)],
         Err(_) => {
             let mut found = way.names.addresses(&endpoint.host).await;
@@ -69,8 +84,11 @@ pub(super) async fn dial(way: &Way, connected: impl FnOnce()) -> Result<Box<dyn 
     let stream = TcpStream::connect(&addresses[..]).await;
     let mut stream = stream.map_err(|error| lost(&error))?;
     connected();
+    let named = own.is_err().then(|| stream.peer_addr().ok()).flatten().map(|peer| peer.ip());
     stream.set_nodelay(true).map_err(|error| lost(&error))?;
-    let Some((config, name)) = tls.config(&endpoint.host) else { return Ok(Box::new(stream)) };
+    let Some((config, name)) = tls.config(&endpoint.host) else {
+        return Ok((Box::new(stream), named));
+    };
     let mut request = Vec::new();
     build::ssl_request(&mut request);
     stream.write_all(&request).await.map_err(|error| lost(&error))?;
@@ -79,9 +97,9 @@ pub(super) async fn dial(way: &Way, connected: impl FnOnce()) -> Result<Box<dyn 
             // The handshake reads what comes next, so that bytes in the clear behind the answer
             // break it.
             let secured = TlsConnector::from(config).connect(name, stream).await;
-            Ok(Box::new(secured.map_err(|error| refused(&error))?))
+            Ok((Box::new(secured.map_err(|error| refused(&error))?), named))
         }
-        b'N' if !tls.is_required() => Ok(Box::new(stream)),
+        b'N' if !tls.is_required() => Ok((Box::new(stream), named)),
         b'N' => Err(failure(FailureKind::Denied, "server refused SSL")),
         _ => Err(failure(FailureKind::Denied, "bad sslreq answer")),
     }

@@ -398,7 +398,14 @@ impl Watch {
             None => machine.handle_timeout(now),
             Some(Input::Answer(node, id, answer)) => machine.handle_answer(now, node, id, answer),
             Some(Input::Topology(id, rows)) => machine.handle_topology(now, id, rows),
-            Some(Input::Signal(node, kind)) => machine.handle_signal(now, node, kind),
+            Some(Input::Signal(node, kind)) => {
+                let view = node.and_then(|node| machine.view().node(node));
+                if let Some(view) = view.filter(|_| kind != SignalKind::Moved) {
+                    // Whatever is wrong there, it may be the wrong place.
+                    self.nodes.names.refresh_if(&view.host, Duration::ZERO);
+                }
+                machine.handle_signal(now, node, kind);
+            }
             Some(Input::Command(id, command)) => machine.handle_command(now, id, command),
             Some(Input::Running(round, count)) => machine.handle_running(now, round, count),
             Some(Input::Promoted(id, result)) => machine.handle_promoted(now, id, result),

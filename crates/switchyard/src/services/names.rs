@@ -4,7 +4,7 @@
 //! the name servers of that file are, and `/etc/hosts`. How long answers hold is said in
 //! `switchyard_core::names`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use switchyard_config::reason;
 use switchyard_core::ids::WorkerId;
 use switchyard_core::names::{NameRow, Names, Patience, Reply};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::{House, Task, lock};
 use crate::log::{Level, Log};
@@ -36,6 +36,8 @@ enum Asker {
     Opening(WorkerId, u64),
     /// A task of the services thread.
     Task(oneshot::Sender<Vec<SocketAddr>>),
+    /// Nobody: it is enough that the answer is known.
+    Nobody,
 }
 
 /// Whom to ask.
@@ -49,6 +51,8 @@ pub struct NameService {
     names: Mutex<Names<SocketAddr, Asker>>,
     resolver: Resolver,
     tasks: UnboundedSender<Task>,
+    /// Told whenever a name has lost an address.
+    moves: Notify,
 }
 
 impl NameService {
@@ -58,7 +62,8 @@ impl NameService {
             "" => Resolver::System,
             path => Resolver::Own(Box::new(resolver(path)?)),
         };
-        Ok(NameService { names: Mutex::default(), resolver, tasks })
+        let (names, moves) = (Mutex::default(), Notify::new());
+        Ok(NameService { names, resolver, tasks, moves })
     }
 
     /// A worker needs the addresses of a name. `None` means that they come later, as a message.
@@ -91,6 +96,31 @@ impl NameService {
         }
     }
 
+    /// Has a name looked up: it may lead to another place than the one that is meant.
+    pub fn refresh(&self, host: &str) {
+        self.refresh_if(host, PROBE_AGE);
+    }
+
+    /// Has a name looked up if its last answer is older than this.
+    pub(super) fn refresh_if(&self, host: &str, age: Duration) {
+        let is_name = !host.starts_with(['/', '@']) && host.parse::<IpAddr>().is_err();
+        if is_name {
+            self.ask(host, Asker::Nobody, Patience::Fresh(age));
+        }
+    }
+
+    /// Waits until a name does not stand for an address any more. To be used on the services
+    /// thread only, where lookups end.
+    pub(super) async fn until_moved(&self, host: &str, from: IpAddr) {
+        loop {
+            let moved = self.moves.notified();
+            if !lock(&self.names).stands_for(host, |known| known.ip() == from) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
     fn ask(&self, host: &str, asker: Asker, patience: Patience) -> Reply<SocketAddr> {
         let reply = lock(&self.names).ask(Instant::now(), host, asker, patience);
         if reply == Reply::Look {
@@ -115,12 +145,14 @@ impl NameService {
         let news = lock(&self.names).answered(Instant::now(), &host, &found, terms);
         if !news.lost.is_empty() {
             house.addresses_lost(&host, &news.lost);
+            self.moves.notify_waiters();
         }
         for (asker, addresses) in news.told {
             match asker {
                 Asker::Opening(worker, number) => house.resolved(worker, number, addresses),
                 // The probe may have been given up.
                 Asker::Task(sender) => drop(sender.send(addresses)),
+                Asker::Nobody => {}
             }
         }
     }

@@ -2,6 +2,7 @@
 //! question, and the topology query. It is kept open, so that its end is noticed at once.
 
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
@@ -50,6 +51,8 @@ pub(super) enum Request {
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest check of a new writer.
 const VERIFY: Duration = Duration::from_secs(1);
+/// Why a connection is given up that nobody has closed.
+const MOVED: &str = "the name has another address";
 /// The question for the role that makes the cheap question enough.
 const DEFAULT_RECOVERY: &str = "select pg_is_in_recovery()";
 /// Longest message of a node, in bytes.
@@ -90,6 +93,8 @@ enum Report {
 /// A connection to a node.
 pub(super) struct Connection {
     socket: Box<dyn Socket>,
+    /// The address that the node's name led to.
+    named: Option<IpAddr>,
     input: Vec<u8>,
     /// Answers that end with ReadyForQuery and have not come.
     owed: u32,
@@ -117,7 +122,7 @@ pub(super) async fn serve(
             Some(open) => tokio::select! {
                 biased;
                 request = requests.recv() => request,
-                gone = open.idle() => {
+                gone = open.end(&way) => {
                     connection = None;
                     let _ = inputs.send(Input::Answer(node, last, Answer::Failed(gone)));
                     continue;
@@ -127,6 +132,11 @@ pub(super) async fn serve(
         match request {
             None => return,
             Some(Request::Ask { id, question, via, deadline }) => {
+                // On a new connection nothing is as it was.
+                let question = if connection.is_none() { Question::Full } else { question };
+                if question == Question::Full {
+                    way.names.refresh(&way.endpoint.host);
+                }
                 if via == Via::Fresh {
                     connection = None;
                 }
@@ -191,7 +201,7 @@ async fn list(
             Some(open) => tokio::select! {
                 biased;
                 wish = wishes.recv() => wish,
-                _ = open.idle() => {
+                _ = open.end(&way) => {
                     connection = None;
                     continue;
                 }
@@ -288,9 +298,10 @@ impl Connection {
     /// Connects and logs in.
     pub(super) async fn open(way: &Way, phase: &Cell<Phase>) -> Result<Self, Failure> {
         phase.set(Phase::Dialling);
-        let socket = dial(way, || phase.set(Phase::Greeting)).await?;
+        let (socket, named) = dial(way, || phase.set(Phase::Greeting)).await?;
         let mut connection = Connection {
             socket,
+            named,
             input: Vec::new(),
             owed: 0,
             report: Report::Silent,
@@ -427,6 +438,17 @@ impl Connection {
             self.take(tag, &body)?;
         }
         Ok(())
+    }
+
+    /// Waits for the end of a connection on which nothing is asked: it is lost, or it does not
+    /// lead to where the node's name leads.
+    async fn end(&mut self, way: &Way) -> Failure {
+        let named = self.named;
+        tokio::select! {
+            biased;
+            lost = self.idle() => lost,
+            () = way.until_moved(named) => failure(FailureKind::Closed, MOVED),
+        }
     }
 
     /// Watches a connection on which nothing is asked; comes back when it is lost.

@@ -10,6 +10,7 @@ use switchyard_core::pool::Want;
 use switchyard_core::server::link::Link;
 use switchyard_core::server::login::{ServerLoginError, ServerLoginStep, Welcome};
 use switchyard_core::server::request::HiddenQuery;
+use switchyard_core::switchover::probe::SignalKind;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Ready, Remote, Stream};
 use switchyard_wire::frame;
@@ -194,6 +195,14 @@ impl Worker {
         let refusal = options::refusal(error);
         if let Some((level, line)) = refusal.line {
             self.shared.log.write(level, &format!("{} {line}", server.prefix()));
+        }
+        if server.pool.entry.is_cluster() {
+            if refusal.failure.is_starting() {
+                self.shared.suspect(&server.pool, server.lane, SignalKind::ConnectFailed);
+            } else if let Some(services) = self.shared.services() {
+                // It may be another server than the one that is meant.
+                services.names().refresh(&server.host);
+            }
         }
         self.open_failed(key, refusal.failure);
     }

@@ -13,8 +13,9 @@ use switchyard_io::{Key, Remote};
 use crate::entries::Entry;
 use crate::log::Level;
 use crate::pools::SharedPool;
+use crate::shared::Shared;
 use crate::worker::Worker;
-use crate::worker::server::{Stage, pointer};
+use crate::worker::server::{Server, Stage, pointer};
 
 /// A permit to open a server, on its way to a connection.
 #[derive(Debug)]
@@ -195,24 +196,36 @@ impl Worker {
     /// A name stands for other addresses than before: servers that were connected to through it
     /// at those are not used again.
     pub(super) fn addresses_lost(&mut self, host: &str, lost: &[SocketAddr]) {
-        let is_lost = |at: &str, remote: &Remote| match remote {
-            Remote::Tcp(address) => at == host && lost.iter().any(|lost| lost.ip() == address.ip()),
-            Remote::Unix(_) => false,
-        };
         let own = self.servers.iter().filter_map(|(_, slot)| slot.here.as_ref());
-        let own = own.filter(|server| is_lost(&server.host, &server.remote));
+        let own = own.filter(|server| server.is_at(host, lost));
         let own: Vec<_> = own.map(|server| (Arc::clone(&server.pool), server.id)).collect();
         let now = self.now;
         for (pool, id) in own {
             pool.decide(&mut self.orders, |inner| inner.machine.recycle_some(now, &[id], REASON));
         }
-        for pool in self.shared.pools() {
-            pool.decide(&mut self.orders, |inner| {
-                let parked = inner.parking.servers();
-                let ids: Vec<_> = parked
-                    .filter(|server| is_lost(&server.host, &server.remote))
-                    .map(|server| server.id)
-                    .collect();
+        // Others may have been parked since the name was looked up.
+        self.shared.recycle_parked(host, lost);
+    }
+}
+
+impl Server {
+    fn is_at(&self, host: &str, lost: &[SocketAddr]) -> bool {
+        match &self.remote {
+            Remote::Tcp(at) => self.host == host && lost.iter().any(|lost| lost.ip() == at.ip()),
+            Remote::Unix(_) => false,
+        }
+    }
+}
+
+impl Shared {
+    /// Idle servers that were connected to through a name at addresses that it has lost are not
+    /// used again.
+    pub fn recycle_parked(&self, host: &str, lost: &[SocketAddr]) {
+        let now = Instant::now();
+        for pool in self.pools() {
+            self.decide(&pool, |inner| {
+                let parked = inner.parking.servers().filter(|server| server.is_at(host, lost));
+                let ids: Vec<_> = parked.map(|server| server.id).collect();
                 if !ids.is_empty() {
                     inner.machine.recycle_some(now, &ids, REASON);
                 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use switchyard_testkit::{Client, Pooler, Postgres, Space, wait_until};
+use switchyard_testkit::{Client, NameServer, Pooler, Postgres, Space, wait_until};
 
 /// The machine may be busy; what waits for TCP takes longer than this by far.
 const SOON: Duration = Duration::from_secs(5);
@@ -92,5 +92,36 @@ fn a_writer_whose_packets_are_lost_is_given_up_and_told_from_others() -> io::Res
         assert_eq!(idle.run(ADDRESS)?, [second.as_str()]);
     }
     assert_eq!(writer.sql("select count(*) from t")?.trim(), "0");
+    Ok(())
+}
+
+#[test]
+fn a_name_that_moves_leads_to_the_node_where_it_is() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let Some(space) = space() else { return Ok(()) };
+    let addresses = space.addresses();
+    let [first, second, _] = &addresses[..] else { return Ok(()) };
+    let names = NameServer::start()?;
+    names.set("one.test", &[first]);
+    names.set("two.test", &[second]);
+    let writer = Postgres::start_in(&space, first)?;
+    let standby = writer.standby_at(second, 5432)?;
+    let entry = "app = host=one.test dbname=postgres user=postgres topology_query='select \
+                 unnest(array[''one.test'', ''two.test''])'";
+    let settings = format!("pool_mode = transaction\ndns_max_ttl = 0\n{}", names.setting());
+    let pooler = Pooler::start(super::program(), entry, &settings)?;
+    let readers = || pooler.log().is_ok_and(|log| log.contains("up as reader"));
+    wait_until("a standby", readers)?;
+    let mut client = Client::connect(pooler.port, "app")?;
+    assert_eq!(client.run(ADDRESS)?, [first.as_str()]);
+    // The names change places with the roles.
+    writer.kill()?;
+    wait_until("hold", || pooler.log().is_ok_and(|log| log.contains("holding clients")))?;
+    names.set("one.test", &[second]);
+    names.set("two.test", &[first]);
+    standby.promote()?;
+    assert_eq!(client.run(ADDRESS)?, [second.as_str()]);
     Ok(())
 }
