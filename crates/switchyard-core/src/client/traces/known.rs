@@ -30,7 +30,13 @@ pub(super) fn is_harmless(function: &[u8]) -> bool {
 }
 
 fn lists(list: &str, word: &[u8]) -> bool {
-    list.split(' ').any(|known| known.as_bytes() == word)
+    let list = list.as_bytes();
+    let is_whole = |at: usize| {
+        let (before, after) = (at.checked_sub(1), at + word.len());
+        before.is_none_or(|at| list[at] == b' ') && list.get(after).is_none_or(|b| *b == b' ')
+    };
+    let one = !word.is_empty() && !word.contains(&b' ');
+    one && memchr::memmem::find_iter(list, word).any(is_whole)
 }
 
 /// First words.

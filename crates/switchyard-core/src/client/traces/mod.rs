@@ -91,17 +91,17 @@ fn trace(sql: &[u8], tracked: &Tracked) -> Option<Box<str>> {
             }
             Token::Strange => Some(STRANGE.into()),
             Token::Word(word, at) => {
-                let word = word.to_ascii_lowercase();
-                let begins = statement.first.is_empty();
-                let found = if begins { begin(&word, &sql[at..], tracked) } else { None };
-                let found = found.or_else(|| statement.within(&word));
-                statement.word(word, begins);
+                let name = Name { text: word, spelling: Spelling::Plain };
+                let read = name.read();
+                let begins = statement.first.text.is_empty();
+                let found = if begins { begin(read.bytes(), &sql[at..], tracked) } else { None };
+                let found = found.or_else(|| statement.within(read.bytes()));
+                statement.word(name, begins);
                 found
             }
-            Token::Quoted(name) => {
-                let temporary = name.starts_with(b"pg_temp");
-                statement.word(name.to_vec(), false);
-                statement.spelling = Spelling::Quoted;
+            Token::Quoted(text) => {
+                let temporary = text.starts_with(b"pg_temp");
+                statement.word(Name { text, spelling: Spelling::Quoted }, false);
                 temporary.then(|| "a temporary object".into())
             }
             Token::Open => statement.open(),
@@ -115,24 +115,58 @@ fn trace(sql: &[u8], tracked: &Tracked) -> Option<Box<str>> {
             return found;
         }
         if !matches!(token, Token::Word(..) | Token::Quoted(_)) {
-            statement.name.clear();
+            statement.name = Name::default();
         }
         statement.after = After::Anything;
     }
     None
 }
 
+/// A name or key word as it stands in the text.
+#[derive(Clone, Copy, Default)]
+struct Name<'a> {
+    text: &'a [u8],
+    spelling: Spelling,
+}
+
+impl Name<'_> {
+    /// As the server reads it: in lower case, unless it stands in quotes.
+    fn read(self) -> Read {
+        let mut read = Read { bytes: [0; LONGEST], len: self.text.len().min(LONGEST) };
+        let bytes = &mut read.bytes[..read.len];
+        bytes.copy_from_slice(&self.text[..bytes.len()]);
+        if self.spelling == Spelling::Plain {
+            bytes.make_ascii_lowercase();
+        }
+        read
+    }
+}
+
+/// A name as the server reads it, which ends it where it becomes too long.
+struct Read {
+    bytes: [u8; LONGEST],
+    len: usize,
+}
+
+/// Longest name of a server.
+const LONGEST: usize = 63;
+
+impl Read {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 /// A statement up to a token.
 #[derive(Default)]
-struct Statement {
-    first: Vec<u8>,
+struct Statement<'a> {
+    first: Name<'a>,
     /// The word in front of `name`.
-    before: Vec<u8>,
+    before: Name<'a>,
     /// The last name, if nothing has followed it.
-    name: Vec<u8>,
-    schema: Vec<u8>,
+    name: Name<'a>,
+    schema: Name<'a>,
     after: After,
-    spelling: Spelling,
 }
 
 /// What the last token was.
@@ -151,27 +185,25 @@ enum Spelling {
     Quoted,
 }
 
-impl Statement {
-    fn word(&mut self, word: Vec<u8>, begins: bool) {
+impl<'a> Statement<'a> {
+    fn word(&mut self, word: Name<'a>, begins: bool) {
         if begins {
-            self.first.clone_from(&word);
+            self.first = word;
         }
         if self.after == After::Dot {
             self.schema = std::mem::replace(&mut self.name, word);
         } else {
-            self.schema.clear();
+            self.schema = Name::default();
             self.before = std::mem::replace(&mut self.name, word);
         }
-        self.spelling = Spelling::Plain;
     }
 
     /// A word that leaves something wherever it stands.
     fn within(&self, word: &[u8]) -> Option<Box<str>> {
-        let holds = self.first == b"declare" && word == b"hold";
         match word {
             b"temp" | b"temporary" => Some("a temporary object".into()),
+            b"hold" if self.first.read().bytes() == b"declare" => Some("a cursor WITH HOLD".into()),
             _ if word.starts_with(b"pg_temp") => Some("a temporary object".into()),
-            _ if holds => Some("a cursor WITH HOLD".into()),
             _ => None,
         }
     }
@@ -179,19 +211,24 @@ impl Statement {
     /// A parenthesis: a call, if a name is in front of it.
     fn open(&mut self) -> Option<Box<str>> {
         let (name, schema) = (std::mem::take(&mut self.name), std::mem::take(&mut self.schema));
-        if self.first.is_empty() {
+        if self.first.text.is_empty() {
             // A SELECT in parentheses.
-            self.first = b"(".to_vec();
+            self.first.text = b"(";
         }
-        let listed = introduces(&self.before, &self.first);
-        let plain = self.spelling == Spelling::Plain && schema.is_empty();
-        if name.is_empty() || listed || plain && is_known(&name) {
+        if name.text.is_empty() {
             return None;
         }
-        if (schema.is_empty() || schema == b"pg_catalog") && is_harmless(&name) {
+        let called = name.read();
+        let plain = name.spelling == Spelling::Plain && schema.text.is_empty();
+        let listed = || introduces(self.before.read().bytes(), self.first.read().bytes());
+        if plain && is_known(called.bytes()) || listed() {
             return None;
         }
-        Some(format!("the function {}", String::from_utf8_lossy(&name)).into())
+        let own = schema.text.is_empty() || schema.read().bytes() == b"pg_catalog";
+        if own && is_harmless(called.bytes()) {
+            return None;
+        }
+        Some(format!("the function {}", String::from_utf8_lossy(called.bytes())).into())
     }
 }
 
@@ -240,6 +277,7 @@ mod tests {
             "select 1",
             "select count(*), max(a.b) from s.t where x in (1, 2) and (y = 'temp(' or z = $1)",
             "insert into t (a, b) values (1, now()) returning (a)",
+            "SELECT LOWER(a), PG_CATALOG.\"lower\"(b) FROM t WHERE x IN (1) AND EXISTS (SELECT 1)",
             "INSERT INTO s.\"T\"(a) SELECT pg_catalog.lower(b) FROM u ON CONFLICT (a) DO NOTHING",
             "with x as (select 1) update t set a = (select 1), (b, c) = (1, 2)",
             "begin; insert into t values (1); commit",
@@ -279,6 +317,9 @@ mod tests {
             ("select lastval()", "the function lastval"),
             ("select own.lower('x')", "the function lower"),
             ("select \"in\"(1)", "the function in"),
+            ("select \"lower upper\"(1)", "the function lower upper"),
+            ("select \"PG_CATALOG\".lower('x')", "the function lower"),
+            ("SELECT \"Lower\"('x')", "the function Lower"),
             ("select a from t join u on f (b)", "the function f"),
             ("call p()", STRANGE),
             ("do 'x'", STRANGE),
