@@ -133,13 +133,18 @@ impl Pool {
     /// PAUSE: nothing is given out; idle servers close, and those being opened or checked; lent
     /// ones when they come back.
     pub fn pause(&mut self, now: Instant) {
+        self.pause_because(now, "pause mode");
+    }
+
+    /// The same for another reason than a PAUSE, which is told of the servers that close at once.
+    pub fn pause_because(&mut self, now: Instant, reason: &'static str) {
         self.gate.pause(now);
         for id in self.idle_ids() {
-            self.expel(id, "pause mode");
+            self.expel(id, reason);
         }
         for lane in self.lane_ids() {
-            self.abort_all(lane, State::Opening, "pause mode");
-            self.abort_all(lane, State::Testing, "pause mode");
+            self.abort_all(lane, State::Opening, reason);
+            self.abort_all(lane, State::Testing, reason);
         }
         self.open_for_waiters(now);
     }

@@ -190,6 +190,10 @@ impl Worker {
         };
         for entry in &entries {
             self.shared.lifecycle().pause_one(&entry.name)?;
+            let now = self.now;
+            for pool in entry.pools() {
+                self.shared.decide(&pool, |it| it.machine.pause_because(now, "database removed"));
+            }
         }
         self.shared.apply_pauses();
         self.ask_workers(key, Question::Kill(entries), Wait::Workers)

@@ -88,7 +88,10 @@ fn kill_closes_everything_and_resume_undoes_it() -> io::Result<()> {
     let (_postgres, pooler) = crate::start("pool_mode = transaction\nworkers = 2")?;
     let mut console = Raw::console(pooler.port, "postgres")?;
     let mut clients = vec![client(&pooler)?, client(&pooler)?, client(&pooler)?];
+    // One server is idle, one is in a transaction.
+    clients[1].query("begin")?;
     clients[0].query("begin")?;
+    clients[1].query("rollback")?;
     let before = row(&mut console, "show totals", "total_xact_count|")?;
     assert_eq!(told(&mut console, "kill postgres")?, "C KILL\nZ I\n");
     for client in &mut clients {
@@ -96,6 +99,7 @@ fn kill_closes_everything_and_resume_undoes_it() -> io::Result<()> {
         assert_eq!(said, "E SFATAL C08P01 Mdatabase removed\n");
     }
     assert!(rows(&mut console, "show servers")?.is_empty());
+    assert_eq!(pooler.log()?.matches("closing because: database removed").count(), 5);
     wait_until("end of the clients", || {
         row(&mut console, "show databases", "postgres|").is_ok_and(|row| row[14] == "0")
     })?;
@@ -105,7 +109,7 @@ fn kill_closes_everything_and_resume_undoes_it() -> io::Result<()> {
     assert_eq!(row(&mut console, "show totals", "total_xact_count|")?, before);
     assert_eq!(told(&mut console, "resume postgres")?, "C RESUME\nZ I\n");
     pooler.sql("app", "postgres", "select 1")?;
-    assert_eq!(row(&mut console, "show stats_totals", "postgres|")?[2], "2");
+    assert_eq!(row(&mut console, "show stats_totals", "postgres|")?[2], "3");
     Ok(())
 }
 
