@@ -178,9 +178,12 @@ impl Pool {
     pub fn checkin(&mut self, now: Instant, id: ServerId, worker: WorkerId) -> Checkin {
         let Some(slot) = self.slots.get_mut(&id) else { return Checkin::Close("close_needed") };
         slot.home = worker;
+        // With a lifetime of nothing each server is still used once.
+        let unused = slot.state == State::Testing && slot.used <= slot.started;
         slot.used = now;
         let (lane, state, freshness) = (slot.lane, slot.state, slot.freshness);
-        if let Some(reason) = self.unfit(now, id, lane, freshness) {
+        let over = !unused && self.is_over_age(now, id) && self.may_retire(now);
+        if let Some(reason) = self.unfit(now, lane, freshness, over) {
             self.remove(id);
             self.open_for_waiters(now);
             return Checkin::Close(reason);
@@ -216,9 +219,9 @@ impl Pool {
     fn unfit(
         &mut self,
         now: Instant,
-        id: ServerId,
         lane: LaneId,
         freshness: Freshness,
+        over_age: bool,
     ) -> Option<&'static str> {
         if let Freshness::Stale(reason) = freshness {
             return Some(reason);
@@ -229,7 +232,7 @@ impl Pool {
         if self.excess(lane) > 0 {
             return Some("too many servers in the pool");
         }
-        if self.is_over_age(now, id) && self.may_retire(now) {
+        if over_age {
             self.retired = Some(now);
             return Some("server lifetime over");
         }

@@ -516,6 +516,11 @@ impl Signal {
     pub fn is_shutdown(&self) -> bool {
         matches!(&self.sqlstate, b"57P01" | b"57P02" | b"57P03")
     }
+
+    /// Whether the server ends the connection behind it.
+    pub fn is_final(&self) -> bool {
+        matches!(self.severity, b'F' | b'P')
+    }
 }
 
 /// Bytes of a message that must be there before it is looked at.
@@ -538,7 +543,7 @@ fn signal(body: &[u8]) -> Option<Signal> {
 
 /// What a server says for the last time.
 fn last_words(body: &[u8], signal: Option<Signal>) -> Option<Told> {
-    let signal = signal.filter(|signal| matches!(signal.severity, b'F' | b'P'))?;
+    let signal = signal.filter(Signal::is_final)?;
     let text = read::field(body, b'M').unwrap_or_default();
     Some(Told::LastWords(signal.sqlstate, String::from_utf8_lossy(text).into_owned()))
 }

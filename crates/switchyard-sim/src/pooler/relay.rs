@@ -286,7 +286,9 @@ impl Pooler {
             let idle = self.workers[w].is_use(key, |usage| *usage == Use::Idle);
             let closed = self.here(w, key).is_some_and(|s| env.net.is_closed(s.end));
             if idle && !closed {
-                self.close_server(env, w, key, "idle server got dirty");
+                let leaving = received.signal.is_some_and(|signal| signal.is_final());
+                let reason = if leaving { "server conn crashed?" } else { "idle server got dirty" };
+                self.close_server(env, w, key, reason);
             }
             return data.len();
         }

@@ -396,7 +396,7 @@ impl Worker {
             let line = format!("{prefix} got packet '{tag}' from server when not linked");
             self.shared.log.write(crate::log::Level::Warning, &line);
             if matches!(tag, 'E' | 'N') {
-                self.soil(key);
+                self.soil(key, received.signal.is_some_and(|signal| signal.is_final()));
                 return data.len();
             }
         }
@@ -407,15 +407,16 @@ impl Worker {
         used
     }
 
-    /// An idle server has complained: nobody may get it again. If it has hung up as well, that is
-    /// what the log tells.
-    fn soil(&mut self, key: Key) {
+    /// An idle server has complained: nobody may get it again. If it has hung up as well, or says
+    /// that it is about to, that is what the log tells.
+    fn soil(&mut self, key: Key, leaving: bool) {
         let server = self.servers.get(key).and_then(|slot| slot.here.as_ref());
         let idle = |server: &Server| {
             matches!(server.stage, ServerStage::Ready(_, Use::Idle)) && server.unread != Unread::End
         };
         if server.is_some_and(|server| idle(server)) {
-            self.close_server(key, "idle server got dirty");
+            let reason = if leaving { "server conn crashed?" } else { "idle server got dirty" };
+            self.close_server(key, reason);
         }
     }
 

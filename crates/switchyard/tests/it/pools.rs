@@ -262,6 +262,42 @@ fn servers_of_an_age_are_not_closed_at_once() -> io::Result<()> {
 }
 
 #[test]
+fn an_idle_server_that_says_good_bye_has_crashed() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let (postgres, pooler) = start("pool_mode = transaction")?;
+    let terminate = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'";
+    for count in 1..=10 {
+        pooler.sql("app", "postgres", "select 1")?;
+        postgres.sql(terminate)?;
+        let ends = "closing because: ";
+        let closed = || logged(&pooler, &format!("app@127.0.0.1:{} {ends}", postgres.port));
+        wait_until("its end", || closed().is_ok_and(|n| n == count))?;
+    }
+    assert_eq!(logged(&pooler, "closing because: server conn crashed?")?, 10);
+    assert_eq!(logged(&pooler, "got dirty")?, 0);
+    Ok(())
+}
+
+#[test]
+fn without_a_lifetime_each_server_is_used_once() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    for mode in ["transaction", "session"] {
+        let settings = format!("pool_mode = {mode}\ndefault_pool_size = 1\nserver_lifetime = 0");
+        let (_postgres, pooler) = start(&settings)?;
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..3 {
+            seen.insert(pooler.sql("app", "postgres", "select pg_backend_pid()")?);
+        }
+        assert_eq!(seen.len(), 3, "{mode}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_check_after_every_release_is_not_seen_by_clients() -> io::Result<()> {
     if !wanted() {
         return Ok(());
