@@ -6,7 +6,9 @@
 use std::time::{Duration, Instant};
 
 use switchyard_config::Overrides;
-use switchyard_core::client::patience::{self, Due, Look, Wait, WaitLimits, Work, WorkLimits};
+use switchyard_core::client::patience::{
+    self, Due, Look, Notice, Wait, WaitLimits, Work, WorkLimits,
+};
 use switchyard_io::Key;
 
 use crate::worker::Worker;
@@ -26,8 +28,7 @@ impl Worker {
                 look.after(client.connected, login, Due::Close("client_login_timeout"));
                 // Only with auth_query there is a place before there is a session.
                 if let (Some(place), Some(since)) = (&client.place, client.waiting_since) {
-                    let limit = self.query_wait(client, place, Some(since));
-                    look.after(since, limit, Due::Close("query_wait_timeout"));
+                    self.look_at_login(&mut look, client, place, since);
                 }
             }
             Stage::AwaitingWelcome(_) => {
@@ -35,8 +36,7 @@ impl Worker {
                 look.after(client.connected, login, Due::Close(reason));
                 if let Some(place) = &client.place {
                     let since = client.waiting_since.unwrap_or(client.connected);
-                    let limit = self.query_wait(client, place, Some(since));
-                    look.after(since, limit, Due::Close("query_wait_timeout"));
+                    self.look_at_login(&mut look, client, place, since);
                 }
             }
             Stage::Session(_, activity) => self.look_at_session(&mut look, client, *activity),
@@ -71,6 +71,16 @@ impl Worker {
             return limit;
         }
         limit + place.pool.lock().machine.paused_since(since, self.now)
+    }
+
+    /// A login that waits for a server, as long as a query would.
+    fn look_at_login(&self, look: &mut Look, client: &Client, place: &Place, since: Instant) {
+        let limits = WaitLimits {
+            wait: self.query_wait(client, place, Some(since)),
+            query: self.snapshot.config.settings.query_timeout,
+            notice: Duration::ZERO,
+        };
+        Wait { query: None, since: Some(since), notice: Notice::Given }.look(look, limits);
     }
 
     fn look_at_session(&self, look: &mut Look, client: &Client, activity: Activity) {

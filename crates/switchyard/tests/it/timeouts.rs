@@ -162,6 +162,10 @@ fn a_paused_pool_counts_for_waiting_unless_told_otherwise() -> io::Result<()> {
     lab.set("query_wait_timeout = 1")?;
     let mut waiter = lab.knock("postgres")?;
     lab.ends(&mut waiter, "query_wait_timeout", false)?;
+    // A login that waits is under both limits of waiting.
+    lab.set("query_timeout = 1")?;
+    let mut waiter = lab.knock("postgres")?;
+    lab.ends(&mut waiter, "query_timeout", false)?;
     lab.pooler.console("resume postgres")?;
     let mut waiter = lab.login("postgres")?;
     let mut other = lab.login("postgres")?;
