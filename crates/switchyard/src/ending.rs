@@ -2,7 +2,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::Sender;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::net::Shutdown;
 use switchyard_core::lifecycle::Phase;
@@ -12,11 +13,16 @@ use crate::shared::Shared;
 use crate::worker::Message;
 use crate::worker::message::Listeners;
 
+/// What wakes the thread that serves signals without being one.
+const NO_SIGNAL: i32 = 0;
+
 /// What has to be closed or removed when the process ends.
 #[derive(Debug, Default)]
 pub struct Remains {
     files: Mutex<Vec<PathBuf>>,
     listeners: Mutex<Vec<OwnedFd>>,
+    /// Wakes the thread that looks whether a shutdown has come to its end.
+    watcher: OnceLock<Sender<i32>>,
 }
 
 impl Remains {
@@ -28,6 +34,12 @@ impl Remains {
     /// Names the listeners that are shut when an end begins.
     pub fn set_listeners(&self, listeners: Vec<OwnedFd>) {
         *self.listeners.lock().unwrap_or_else(PoisonError::into_inner) = listeners;
+    }
+
+    /// Names who is woken when a shutdown begins, once.
+    pub fn set_watcher(&self, watcher: Sender<i32>) {
+        // A second call would be an error of the caller and changes nothing.
+        let _ = self.watcher.set(watcher);
     }
 
     /// From here on nobody can connect, whatever their workers are doing.
@@ -54,6 +66,10 @@ impl Shared {
     pub fn begin_end(&self, phase: Phase) {
         self.lifecycle().end(phase);
         self.remains.shut();
+        if let Some(watcher) = self.remains.watcher.get() {
+            // Without anybody there the process has ended.
+            let _ = watcher.send(NO_SIGNAL);
+        }
         self.broadcast(|| Message::StopListening(Listeners::Tcp));
         if phase == Phase::WaitForServers {
             self.apply_pauses();

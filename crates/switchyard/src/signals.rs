@@ -1,7 +1,7 @@
 //! Signals, and the ends of shutdowns that wait.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
@@ -13,13 +13,17 @@ use crate::shared::Shared;
 
 /// Signals that wait to be served.
 #[derive(Debug)]
-pub struct Caught(Receiver<i32>);
+pub struct Caught {
+    signals: Receiver<i32>,
+    waker: Sender<i32>,
+}
 
 /// From now on signals wait to be served. Who is told that the process is up may send some at once.
 pub fn catch() -> Result<Caught, String> {
     let all = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE];
     let mut signals = Signals::new(all).map_err(|error| format!("no signals: {error}"))?;
-    let (sender, receiver) = channel();
+    let (waker, caught) = channel();
+    let sender = waker.clone();
     std::thread::spawn(move || {
         for signal in signals.forever() {
             if sender.send(signal).is_err() {
@@ -27,16 +31,18 @@ pub fn catch() -> Result<Caught, String> {
             }
         }
     });
-    Ok(Caught(receiver))
+    Ok(Caught { signals: caught, waker })
 }
 
 /// Serves signals in the calling thread until the process ends; looks every `interval` whether a
 /// shutdown has come to its end.
 pub fn serve(caught: &Caught, shared: &Arc<Shared>, interval: Duration) {
+    // The console begins shutdowns as well.
+    shared.remains.set_watcher(caught.waker.clone());
     loop {
         let ending = shared.lifecycle().is_ending();
         let wait = if ending { interval } else { Duration::from_secs(3600) };
-        match caught.0.recv_timeout(wait) {
+        match caught.signals.recv_timeout(wait) {
             Ok(signal) => act(shared, signal),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,

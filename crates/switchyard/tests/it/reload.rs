@@ -241,22 +241,28 @@ fn an_end_that_waits_for_servers() -> io::Result<()> {
     if !wanted() {
         return Ok(());
     }
-    let settings = "pool_mode = transaction\nworkers = 2\ndefault_pool_size = 1";
-    let mut lab = lab("d = @ dbname=postgres", settings)?;
-    let (mut busy, mut idle) = (lab.session("d")?, lab.session("d")?);
-    idle.run(PID)?;
-    busy.run("begin")?;
-    lab.pooler.signal("INT")?;
-    let text = "LOG got SIGINT, shutting down, waiting for all servers connections to be released";
-    wait_until("a line", || lab.log().contains(text))?;
-    // Who would have to wait is told to go, at once and later.
-    assert!(idle.run(PID).is_err());
-    assert!(lab.log().contains(" closing because: server shutting down (age="));
-    assert!(lab.pooler.is_running(), "a transaction is waited for");
-    assert_eq!(busy.run("select 1")?, "1");
-    busy.run("commit")?;
-    assert_eq!(lab.pooler.wait()?.code(), Some(0));
-    assert!(lab.log().ends_with("LOG server connections dropped, exiting\n"), "{}", lab.log());
+    let signal = "got SIGINT, shutting down, waiting for all servers connections to be released";
+    for text in [signal, "SHUTDOWN WAIT_FOR_SERVERS command issued"] {
+        let settings = "pool_mode = transaction\nworkers = 2\ndefault_pool_size = 1";
+        let mut lab = lab("d = @ dbname=postgres", settings)?;
+        let (mut busy, mut idle) = (lab.session("d")?, lab.session("d")?);
+        idle.run(PID)?;
+        busy.run("begin")?;
+        if text == signal {
+            lab.pooler.signal("INT")?;
+        } else {
+            lab.console("shutdown wait_for_servers")?;
+        }
+        wait_until("a line", || lab.log().contains(&format!("LOG {text}\n")))?;
+        // Who would have to wait is told to go, at once and later.
+        assert!(idle.run(PID).is_err());
+        assert!(lab.log().contains(" closing because: server shutting down (age="));
+        assert!(lab.pooler.is_running(), "a transaction is waited for");
+        assert_eq!(busy.run("select 1")?, "1");
+        busy.run("commit")?;
+        assert_eq!(lab.pooler.wait()?.code(), Some(0));
+        assert!(lab.log().ends_with("LOG server connections dropped, exiting\n"), "{}", lab.log());
+    }
     Ok(())
 }
 
@@ -265,17 +271,23 @@ fn an_end_that_waits_for_clients_lets_them_work() -> io::Result<()> {
     if !wanted() {
         return Ok(());
     }
-    let mut lab = lab("d = @ dbname=postgres", "pool_mode = transaction\nworkers = 2")?;
-    let mut client = lab.session("d")?;
-    client.run(PID)?;
-    lab.pooler.signal("TERM")?;
-    let text = "LOG got SIGTERM, shutting down, waiting for all clients disconnect\n";
-    wait_until("a line", || lab.log().contains(text))?;
-    for _ in 0..100 {
-        assert_eq!(client.run("select 1")?, "1");
+    let signal = "got SIGTERM, shutting down, waiting for all clients disconnect";
+    for text in [signal, "SHUTDOWN WAIT_FOR_CLIENTS command issued"] {
+        let mut lab = lab("d = @ dbname=postgres", "pool_mode = transaction\nworkers = 2")?;
+        let mut client = lab.session("d")?;
+        client.run(PID)?;
+        if text == signal {
+            lab.pooler.signal("TERM")?;
+        } else {
+            lab.console("shutdown wait_for_clients")?;
+        }
+        wait_until("a line", || lab.log().contains(&format!("LOG {text}\n")))?;
+        for _ in 0..100 {
+            assert_eq!(client.run("select 1")?, "1");
+        }
+        drop(client);
+        assert_eq!(lab.pooler.wait()?.code(), Some(0));
+        assert!(lab.log().ends_with("LOG client connections dropped, exiting\n"), "{}", lab.log());
     }
-    drop(client);
-    assert_eq!(lab.pooler.wait()?.code(), Some(0));
-    assert!(lab.log().ends_with("LOG client connections dropped, exiting\n"), "{}", lab.log());
     Ok(())
 }
