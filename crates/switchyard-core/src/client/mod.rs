@@ -9,5 +9,6 @@ pub mod replay;
 pub mod routes;
 pub mod session;
 pub mod startup;
+pub mod tokens;
 pub mod traces;
 pub mod untracked;

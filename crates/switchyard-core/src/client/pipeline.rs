@@ -91,7 +91,7 @@ impl<'a> Iterator for Words<'a> {
 }
 
 /// Skips blanks, `--` comments and nested `/* */` comments.
-fn skip_blanks(mut sql: &[u8]) -> &[u8] {
+pub(super) fn skip_blanks(mut sql: &[u8]) -> &[u8] {
     loop {
         let start = sql.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(sql.len());
         sql = &sql[start..];

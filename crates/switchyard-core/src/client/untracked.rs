@@ -1,11 +1,11 @@
 //! Parameters that a client sets although nobody follows them: found by looking at the text of what
 //! it sends.
 //!
-//! Not here: tracked parameters (`params`). Texts are not parsed: a SET that fails or is rolled
-//! back counts all the same, and one behind a semicolon within quotes is seen although it is none.
-//! Functions that set parameters by other names than `set_config` are not seen.
+//! Not here: tracked parameters (`params`). Texts are cut into tokens, not parsed: a SET that fails
+//! or is rolled back counts all the same. What functions do, but for `set_config`, is not seen.
 
 use crate::client::session::Untracked;
+use crate::client::tokens::{Token, Tokens};
 use crate::params::Tracked;
 
 /// What has to happen to a server because of what its client has set.
@@ -39,48 +39,116 @@ impl Kept {
 
 /// The first untracked parameter that the statements of `sql` set beyond their transaction.
 pub fn assigned(sql: &[u8], tracked: &Tracked) -> Option<String> {
-    let statements = sql.split(|byte| *byte == b';');
-    let set = statements.filter_map(set);
-    let mut names = set.chain(set_config(sql));
-    names.find(|name| tracked.index(name.as_bytes()).is_none())
+    let untracked = |name: &String| tracked.index(name.as_bytes()).is_none();
+    let mut tokens = Tokens::of(sql).peekable();
+    while tokens.peek().is_some() {
+        let statement = tokens.by_ref().take_while(|token| *token != Token::Mark(b';'));
+        let statement: Vec<Token<'_>> = statement.collect();
+        let mut names = set_by(&statement).into_iter().chain(set_config(&statement));
+        if let Some(name) = names.find(untracked) {
+            return Some(name);
+        }
+    }
+    None
 }
 
 /// The parameter that a SET statement sets, in lower case.
 pub(super) fn set(statement: &[u8]) -> Option<String> {
-    let mut words = crate::client::pipeline::words(statement);
-    let mut next = || words.next().map(|word| String::from_utf8_lossy(word).to_ascii_lowercase());
-    if next()? != "set" {
-        return None;
-    }
-    let mut name = next()?;
-    if name == "session" {
-        name = match next()?.as_str() {
-            "characteristics" => return Some("default_transaction_isolation".into()),
-            "authorization" => return Some("session_authorization".into()),
-            other => other.into(),
-        };
-    }
-    match name.as_str() {
-        "local" | "transaction" | "constraints" => None,
-        "time" => Some("timezone".into()),
-        "names" => Some("client_encoding".into()),
-        "schema" => Some("search_path".into()),
-        _ => Some(name),
-    }
+    // Names have at most two parts, and four words stand before them.
+    set_by(&Tokens::of(statement).take(8).collect::<Vec<_>>())
 }
 
-/// The parameter that a call of `set_config` sets, unless it says that it is for the transaction.
-fn set_config(sql: &[u8]) -> Option<String> {
-    const CALL: &[u8] = b"set_config";
-    let at = sql.windows(CALL.len()).position(|window| window.eq_ignore_ascii_case(CALL))?;
-    let rest = &sql[at + CALL.len()..];
-    let end = rest.iter().position(|byte| *byte == b';').unwrap_or(rest.len());
-    let lower = rest[..end].to_ascii_lowercase();
-    if lower.windows(4).any(|window| window == b"true") {
+fn set_by(statement: &[Token<'_>]) -> Option<String> {
+    let (first, mut rest) = statement.split_first()?;
+    if !first.is("set") {
         return None;
     }
-    let mut quoted = lower.split(|byte| *byte == b'\'').skip(1);
-    Some(quoted.next().map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned()))
+    if rest.first()?.is("session") {
+        rest = &rest[1..];
+        for (word, name) in [
+            ("characteristics", "default_transaction_isolation"),
+            ("authorization", "session_authorization"),
+        ] {
+            if rest.first()?.is(word) {
+                return Some(name.into());
+            }
+        }
+    }
+    let is = |word| rest.first().is_some_and(|token| token.is(word));
+    // What is for the transaction alone.
+    if ["local", "transaction", "constraints"].into_iter().any(is) {
+        return None;
+    }
+    let others = [
+        ("time", "timezone"),
+        ("names", "client_encoding"),
+        ("schema", "search_path"),
+        ("xml", "xmloption"),
+    ];
+    if let Some((_, name)) = others.into_iter().find(|(word, _)| is(word)) {
+        return Some(name.into());
+    }
+    let mut name = part(rest.first()?)?;
+    if let [_, Token::Mark(b'.'), second, ..] = rest {
+        name = [name, part(second)?].join(".");
+    }
+    (!PASSING.contains(&name.as_str())).then_some(name)
+}
+
+/// Parameters that are the transaction's in any case.
+const PASSING: [&str; 3] =
+    ["transaction_isolation", "transaction_read_only", "transaction_deferrable"];
+
+/// Names of parameters do not depend on case, with quotes or without.
+fn part(token: &Token<'_>) -> Option<String> {
+    let bytes = match token {
+        Token::Word(word) => word,
+        Token::Name(name) => &name[..],
+        Token::Text(_) | Token::Mark(_) => return None,
+    };
+    Some(String::from_utf8_lossy(bytes).to_ascii_lowercase())
+}
+
+/// The parameters that calls of `set_config` set, unless they say that it is for the transaction;
+/// an empty name where it is not a literal.
+fn set_config(statement: &[Token<'_>]) -> impl Iterator<Item = String> {
+    let is_call = |pair: &[Token<'_>]| match pair {
+        [Token::Name(name), Token::Mark(b'(')] => name == b"set_config",
+        [word, Token::Mark(b'(')] => word.is("set_config"),
+        _ => false,
+    };
+    let calls = (2..=statement.len()).filter(move |at| is_call(&statement[at - 2..*at]));
+    calls.filter_map(|at| set_by_call(&statement[at..]))
+}
+
+fn set_by_call(arguments: &[Token<'_>]) -> Option<String> {
+    let (mut depth, mut commas) = (0usize, 0usize);
+    let mut last = arguments.iter().skip_while(|token| {
+        match token {
+            Token::Mark(b'(' | b'[') => depth += 1,
+            Token::Mark(b')' | b']') => depth = depth.saturating_sub(1),
+            Token::Mark(b',') if depth == 0 => commas += 1,
+            _ => {}
+        }
+        commas < 2
+    });
+    let yes = |text: &[u8]| {
+        ["true", "t", "yes", "y", "on", "1"]
+            .iter()
+            .any(|word| text.eq_ignore_ascii_case(word.as_bytes()))
+    };
+    let passes = match last.nth(1) {
+        Some(Token::Word(word)) => yes(word),
+        Some(Token::Text(text)) => yes(text),
+        _ => false,
+    };
+    if passes {
+        return None;
+    }
+    match arguments {
+        [Token::Text(name), ..] => Some(String::from_utf8_lossy(name).to_ascii_lowercase()),
+        _ => Some(String::new()),
+    }
 }
 
 #[cfg(test)]
@@ -107,6 +175,25 @@ mod tests {
             ("select set_config('work_mem', '1MB', true)", None),
             ("select pg_catalog.set_config('search_path', '', false);", Some("search_path")),
             ("update t set work_mem = 1", None),
+            ("SET \"search_path\" TO a", Some("search_path")),
+            ("set \"Work_Mem\" = 1", Some("work_mem")),
+            ("set \"local\".x = 1", Some("local.x")),
+            ("set my . \"Own\" to 1", Some("my.own")),
+            ("set LOCAL \"search_path\" = a", None),
+            ("SET SESSION \"application_name\" = 'x'", None),
+            ("set transaction_read_only = on", None),
+            ("set xml option document", Some("xmloption")),
+            ("select '; set work_mem = 1'", None),
+            ("select $$; set work_mem = 1$$; /* ; set a = 1 */", None),
+            ("select 'set_config(''a'', ''b'', false)'", None),
+            ("select \"set_config\"('Work_Mem', 'a;b', f(1, true))", Some("work_mem")),
+            ("select set_config('a.b', concat('(', 'x', 'y'), true)", None),
+            ("select set_config('a.b', '', 't'), set_config('c.d', '', 'false')", Some("c.d")),
+            (
+                "select set_config('application_name', '', false), set_config($1, $2, false)",
+                Some(""),
+            ),
+            ("select set_config", None),
         ] {
             assert_eq!(assigned(sql.as_bytes(), &tracked).as_deref(), name, "{sql}");
         }

@@ -391,7 +391,7 @@ fn untracked_parameters_are_told_pinned_or_taken_back() -> io::Result<()> {
         let mut one = Wire::login(pooler.port, "postgres")?;
         let mut two = Wire::login(pooler.port, "postgres")?;
         assert_eq!(
-            one.ask(&[Query("set work_mem = '7MB'; set application_name = 'x'")])?,
+            one.ask(&[Query("set \"work_mem\" = '7MB'; set application_name = 'x'")])?,
             "SET SET ZI"
         );
         let found = two.ask(&[Query("show work_mem")])?;

@@ -243,7 +243,7 @@ fn begin(word: &[u8], sql: &[u8], tracked: &Tracked) -> Option<Box<str>> {
                 None => {
                     let second = words(sql).nth(1).unwrap_or_default().to_ascii_lowercase();
                     let passes = matches!(&second[..], b"local" | b"transaction" | b"constraints");
-                    // A name in quotes, for example.
+                    // Something that is no name.
                     (!passes).then(|| "SET".into())
                 }
             }
@@ -302,7 +302,7 @@ mod tests {
         for (sql, left) in [
             ("select 1; set work_mem = '1MB'", "SET work_mem"),
             ("set role x", "SET role"),
-            ("set \"work_mem\" = '1GB'", "SET"),
+            ("set \"work_mem\" = '1GB'", "SET work_mem"),
             ("set session \"app.user\" = '1'", "SET"),
             ("/* a */ LISTEN x", "LISTEN"),
             ("load 'x'", "LOAD"),
