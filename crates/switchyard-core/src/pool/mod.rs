@@ -182,8 +182,11 @@ impl Pool {
         let unused = slot.state == State::Testing && slot.used <= slot.started;
         slot.used = now;
         let (lane, state, freshness) = (slot.lane, slot.state, slot.freshness);
-        let over = !unused && self.is_over_age(now, id) && self.may_retire(now);
-        if let Some(reason) = self.unfit(now, lane, freshness, over) {
+        let reason = match self.unfit(lane, freshness) {
+            None if !unused => self.retire(now, id),
+            found => found,
+        };
+        if let Some(reason) = reason {
             self.remove(id);
             self.open_for_waiters(now);
             return Checkin::Close(reason);
@@ -216,27 +219,22 @@ impl Pool {
     }
 
     /// Why a server that comes back is closed, if it is.
-    fn unfit(
-        &mut self,
-        now: Instant,
-        lane: LaneId,
-        freshness: Freshness,
-        over_age: bool,
-    ) -> Option<&'static str> {
+    fn unfit(&self, lane: LaneId, freshness: Freshness) -> Option<&'static str> {
         if let Freshness::Stale(reason) = freshness {
             return Some(reason);
         }
         if self.gate.is_paused() {
             return Some("pause mode");
         }
-        if self.excess(lane) > 0 {
-            return Some("too many servers in the pool");
-        }
-        if over_age {
+        (self.excess(lane) > 0).then_some("too many servers in the pool")
+    }
+
+    /// Why a server is closed for its age, if it is.
+    fn retire(&mut self, now: Instant, id: ServerId) -> Option<&'static str> {
+        (self.is_over_age(now, id) && self.may_retire(now)).then(|| {
             self.retired = Some(now);
-            return Some("server lifetime over");
-        }
-        None
+            "server lifetime over"
+        })
     }
 
     /// A permit was used: the server is logged in and waits to be checked in.
