@@ -11,7 +11,7 @@ pub mod sys;
 pub mod table;
 
 pub use inbox::{Inbox, Sender};
-pub use listener::{Accepted, Listener, Peer};
+pub use listener::{Accepted, Listener, Peer, Queue};
 pub use poller::{Poller, Ready};
 pub use stream::{FailedStep, Loopback, Recv, Remote, SocketOptions, Stream};
 pub use table::{Key, Table};

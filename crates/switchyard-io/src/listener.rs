@@ -9,16 +9,34 @@ use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::stream::{FailedStep, Stream, unix_address};
+use crate::stream::{FailedStep, Loopback, Stream, UNPACED, unix_address};
 use crate::sys;
 
 /// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
-    /// TCP.
-    Tcp(TcpListener),
+    /// TCP, and what of the options its connections have from it.
+    Tcp(TcpListener, Inherited),
     /// Unix socket.
     Unix(UnixListener),
+}
+
+/// Whether connections have the congestion control of loopback from their listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inherited {
+    /// They do, because all of them come over loopback.
+    Unpaced,
+    /// They do not.
+    Nothing,
+}
+
+/// Whether more connections wait at a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// None does. One that comes from now on is reported.
+    Empty,
+    /// Some do, or the system does not tell.
+    Unclear,
 }
 
 /// Who connected.
@@ -52,6 +70,8 @@ pub struct Accepted {
     pub stream: Stream,
     /// Its other end.
     pub peer: Peer,
+    /// What it has from its listener.
+    pub inherited: Inherited,
 }
 
 /// Longest time for which a connection without a byte stays unreported.
@@ -88,14 +108,21 @@ impl Listener {
         socket.bind(&address.into()).map_err(step("bind()"))?;
         socket.listen(backlog).map_err(step("listen()"))?;
         socket.set_nonblocking(true).map_err(step("fcntl(O_NONBLOCK)"))?;
-        Ok(Listener::Tcp(TcpListener::from_std(socket.into())))
+        let mut inherited = Inherited::Nothing;
+        if address.ip().is_loopback() && Loopback::suited() == Loopback::Unpaced {
+            // Not every system allows it; then each connection is asked for it, in vain.
+            if socket.set_tcp_congestion(UNPACED).is_ok() {
+                inherited = Inherited::Unpaced;
+            }
+        }
+        Ok(Listener::Tcp(TcpListener::from_std(socket.into()), inherited))
     }
 
     /// Whether connections are reported with their first bytes only. Unix sockets have no such
     /// thing.
     pub fn set_defer_accept(&self, defer: bool) -> io::Result<()> {
         match self {
-            Listener::Tcp(listener) => {
+            Listener::Tcp(listener, _) => {
                 sys::set_defer_accept(listener.as_fd(), if defer { DEFER_SECONDS } else { 0 })
             }
             Listener::Unix(_) => Ok(()),
@@ -105,7 +132,7 @@ impl Listener {
     /// Whether the system probes connections accepted from now on when they are silent.
     pub fn set_keepalive(&self, keepalive: bool) -> io::Result<()> {
         match self {
-            Listener::Tcp(listener) => SockRef::from(listener).set_keepalive(keepalive),
+            Listener::Tcp(listener, _) => SockRef::from(listener).set_keepalive(keepalive),
             Listener::Unix(_) => Ok(()),
         }
     }
@@ -114,7 +141,7 @@ impl Listener {
     /// a unix socket.
     pub fn handle(&self) -> Option<OwnedFd> {
         match self {
-            Listener::Tcp(listener) => listener.as_fd().try_clone_to_owned().ok(),
+            Listener::Tcp(listener, _) => listener.as_fd().try_clone_to_owned().ok(),
             Listener::Unix(_) => None,
         }
     }
@@ -130,24 +157,42 @@ impl Listener {
 
     /// Accepts one connection; `None` when nobody waits.
     pub fn accept(&self) -> io::Result<Option<Accepted>> {
-        let accepted = match self {
-            Listener::Tcp(listener) => listener.accept().map(|(stream, address)| Accepted {
-                stream: Stream::Tcp(stream),
-                peer: Peer::Tcp(address),
-            }),
-            Listener::Unix(listener) => listener.accept().map(|(stream, _)| {
+        loop {
+            return match self.accept_once() {
+                Ok(accepted) => Ok(Some(accepted)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                // The peer gave up between its connect and our accept; others may wait behind it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error),
+            };
+        }
+    }
+
+    fn accept_once(&self) -> io::Result<Accepted> {
+        match self {
+            Listener::Tcp(listener, inherited) => {
+                let (stream, address) = listener.accept()?;
+                let (stream, peer) = (Stream::Tcp(stream), Peer::Tcp(address));
+                Ok(Accepted { stream, peer, inherited: *inherited })
+            }
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
                 let credentials = rustix::net::sockopt::socket_peercred(&stream).ok();
                 let pid = credentials.map_or(0, |c| c.pid.as_raw_nonzero().get() as u32);
                 let uid = credentials.map_or(u32::MAX, |c| c.uid.as_raw());
-                Accepted { stream: Stream::Unix(stream), peer: Peer::Unix { pid, uid } }
-            }),
-        };
-        match accepted {
-            Ok(accepted) => Ok(Some(accepted)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            // The peer gave up between its connect and our accept.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(None),
-            Err(error) => Err(error),
+                let peer = Peer::Unix { pid, uid };
+                Ok(Accepted { stream: Stream::Unix(stream), peer, inherited: Inherited::Nothing })
+            }
+        }
+    }
+
+    /// Whether more connections wait. An accept that finds nothing makes a socket and takes it
+    /// back, which costs several times this question.
+    pub fn queue(&self) -> Queue {
+        match self {
+            Listener::Tcp(listener, _) if sys::waiting(listener.as_fd()) == Some(0) => Queue::Empty,
+            Listener::Tcp(..) | Listener::Unix(_) => Queue::Unclear,
         }
     }
 }
@@ -155,21 +200,21 @@ impl Listener {
 impl Source for Listener {
     fn register(&mut self, r: &Registry, token: Token, interests: Interest) -> io::Result<()> {
         match self {
-            Listener::Tcp(listener) => listener.register(r, token, interests),
+            Listener::Tcp(listener, _) => listener.register(r, token, interests),
             Listener::Unix(listener) => listener.register(r, token, interests),
         }
     }
 
     fn reregister(&mut self, r: &Registry, token: Token, interests: Interest) -> io::Result<()> {
         match self {
-            Listener::Tcp(listener) => listener.reregister(r, token, interests),
+            Listener::Tcp(listener, _) => listener.reregister(r, token, interests),
             Listener::Unix(listener) => listener.reregister(r, token, interests),
         }
     }
 
     fn deregister(&mut self, r: &Registry) -> io::Result<()> {
         match self {
-            Listener::Tcp(listener) => listener.deregister(r),
+            Listener::Tcp(listener, _) => listener.deregister(r),
             Listener::Unix(listener) => listener.deregister(r),
         }
     }

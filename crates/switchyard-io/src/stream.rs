@@ -11,6 +11,8 @@ use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::{SockRef, TcpKeepalive};
 
+use crate::listener::Inherited;
+
 /// A connected or connecting socket.
 #[derive(Debug)]
 pub enum Stream {
@@ -70,6 +72,9 @@ pub enum Loopback {
     /// Without pacing, for which BBR sets a timer at every send.
     Unpaced,
 }
+
+/// The algorithm that does not pace, and which every system has.
+pub(crate) const UNPACED: &[u8] = b"reno";
 
 impl Loopback {
     /// What suits the system's usual algorithm.
@@ -164,7 +169,7 @@ impl Stream {
             Stream::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip()),
             Stream::Unix(_) => None,
         };
-        self.set_rare_options(options, peer)
+        self.set_rare_options(options, peer, Inherited::Nothing)
     }
 
     /// Applies what an accepted socket does not have from its listener.
@@ -172,12 +177,13 @@ impl Stream {
         &self,
         options: &SocketOptions,
         peer: Option<IpAddr>,
+        inherited: Inherited,
     ) -> Result<(), FailedStep> {
         let Stream::Tcp(stream) = self else { return Ok(()) };
         let near = peer.is_some_and(|address| address.to_canonical().is_loopback());
-        if near && options.loopback == Loopback::Unpaced {
+        if near && inherited == Inherited::Nothing && options.loopback == Loopback::Unpaced {
             // Not every system allows it; the connection works either way.
-            let _ = SockRef::from(stream).set_tcp_congestion(b"reno");
+            let _ = SockRef::from(stream).set_tcp_congestion(UNPACED);
         }
         let step = |name| move |error| FailedStep { name, error };
         let socket = SockRef::from(stream);

@@ -73,9 +73,48 @@ pub(crate) fn set_defer_accept(socket: BorrowedFd<'_>, seconds: libc::c_int) -> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// How many connections wait at a listening TCP socket; `None` if the system does not tell.
+pub(crate) fn waiting(listener: BorrowedFd<'_>) -> Option<u32> {
+    // SAFETY: numbers only, for which zeros are values.
+    let mut info: libc::tcp_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let value: *mut libc::tcp_info = &mut info;
+    // SAFETY: the descriptor is open while it is borrowed, and `value` points to `size` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            value.cast(),
+            &mut size,
+        )
+    };
+    // For a listening socket these fields are the length of its queue and the longest allowed.
+    (result == 0 && info.tcpi_sacked > 0).then_some(info.tcpi_unacked)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
     use super::*;
+
+    #[test]
+    fn listeners_tell_how_many_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let address = listener.local_addr().expect("its address");
+        assert_eq!(waiting(listener.as_fd()), Some(0));
+        let connect = || TcpStream::connect(address).expect("a connection");
+        let clients: Vec<TcpStream> = (0..3).map(|_| connect()).collect();
+        for left in (0..3).rev() {
+            listener.accept().expect("one that waits");
+            assert_eq!(waiting(listener.as_fd()), Some(left));
+        }
+        drop(clients);
+        let other = TcpStream::connect(address).expect("a connection");
+        assert_eq!(waiting(other.as_fd()), None);
+    }
 
     #[test]
     fn moments_are_split() {

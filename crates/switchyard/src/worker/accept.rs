@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use switchyard_config::reason;
 use switchyard_io::poller::Watch;
-use switchyard_io::{Accepted, FailedStep, Listener, Stream};
+use switchyard_io::{Accepted, FailedStep, Listener, Queue, Stream};
 
 use crate::listen;
 use crate::log::Level;
 use crate::worker::client::{Client, Seat};
 use crate::worker::message::{Listeners, Message};
-use crate::worker::{Source, Worker};
+use crate::worker::{Source, Todo, Worker};
 
 /// A listening socket of this worker.
 #[derive(Debug)]
@@ -53,7 +53,13 @@ impl Worker {
             let Some(listening) = self.listeners.get_mut(index) else { return };
             let Some(listener) = &mut listening.listener else { return };
             match listener.accept() {
-                Ok(Some(accepted)) => self.place(accepted),
+                Ok(Some(accepted)) => {
+                    let queue = listener.queue();
+                    self.place(accepted);
+                    if queue == Queue::Empty {
+                        return;
+                    }
+                }
                 Ok(None) => return,
                 // A shutdown has shut it from another thread.
                 Err(_) if self.shared.lifecycle().is_ending() => {
@@ -70,7 +76,7 @@ impl Worker {
                 }
             }
         }
-        self.todo.push_back(crate::worker::Todo::Accept(index));
+        self.todo.push_back(Todo::Accept(index));
     }
 
     /// Goes on with listeners that were put aside.
@@ -121,8 +127,9 @@ impl Worker {
 
     /// Makes an accepted connection a client of this worker.
     pub(super) fn adopt(&mut self, accepted: Accepted, number: u64) {
-        let Accepted { stream, peer } = accepted;
-        if let Err(failed) = stream.set_rare_options(&self.snapshot.sockets, peer.address()) {
+        let Accepted { stream, peer, inherited } = accepted;
+        let options = &self.snapshot.sockets;
+        if let Err(failed) = stream.set_rare_options(options, peer.address(), inherited) {
             self.warn_of_step(&stream, &failed);
             return self.shared.client_left(self.id, Seat::Taken);
         }
@@ -131,6 +138,11 @@ impl Worker {
         let Some(client) = self.clients.get_mut(key) else { return };
         if self.poller.register(client.stream.socket(), token, Watch::Input).is_err() {
             return self.forget_client(key);
+        }
+        if self.snapshot.config.settings.tcp_defer_accept && peer.address().is_some() {
+            // Its first bytes are there already.
+            client.unread.put_off();
+            self.todo.push_back(Todo::Client(key));
         }
         self.look_later(key);
     }
