@@ -4,6 +4,7 @@
 
 pub mod hba;
 pub mod ident;
+pub mod keyring;
 pub mod md5;
 pub mod scram;
 pub mod secret;

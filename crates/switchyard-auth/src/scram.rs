@@ -298,8 +298,11 @@ impl fmt::Debug for Credential {
     }
 }
 
+/// Rounds of a derivation that nobody notices.
+const QUICK: u32 = 10_000;
+
 /// The work of deriving a password's keys, as much as a server asks for.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Derivation {
     password: Vec<u8>,
     salt: Vec<u8>,
@@ -313,9 +316,9 @@ impl fmt::Debug for Derivation {
 }
 
 impl Derivation {
-    /// How many rounds it takes.
-    pub fn iterations(&self) -> u32 {
-        self.iterations
+    /// Whether nobody notices the time that it takes.
+    pub fn is_quick(&self) -> bool {
+        self.iterations <= QUICK
     }
 
     /// Does the work.

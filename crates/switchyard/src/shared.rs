@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
+use switchyard_auth::keyring::Keyring;
+use switchyard_auth::scram::{Derivation, Keys};
 use switchyard_config::Config;
 use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::lifecycle::{Lifecycle, Phase};
@@ -69,11 +71,16 @@ pub struct Shared {
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     workers: OnceLock<Vec<Handle>>,
     keys: Mutex<HashMap<[u8; 8], Ticket, RandomState>>,
+    /// Keys for servers that ask for SCRAM.
+    keyring: Mutex<Keyring>,
     users: Mutex<HashMap<String, usize>>,
     numbers: AtomicU64,
     clients: AtomicUsize,
     load: Vec<AtomicUsize>,
 }
+
+/// Passwords of servers, as many as salts, whose keys are remembered.
+const KEYRING_ROOM: usize = 256;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -99,6 +106,7 @@ impl Shared {
             entries: Mutex::new(BTreeMap::new()),
             workers: OnceLock::new(),
             keys: Mutex::new(HashMap::default()),
+            keyring: Mutex::new(Keyring::new(KEYRING_ROOM)),
             users: Mutex::new(HashMap::new()),
             numbers: AtomicU64::new(0),
             clients: AtomicUsize::new(0),
@@ -286,6 +294,7 @@ impl Shared {
     /// Puts other settings in force and tells the workers.
     pub fn replace_snapshot(&self, snapshot: Snapshot) {
         *lock(&self.snapshot) = Arc::new(snapshot);
+        lock(&self.keyring).clear();
         self.broadcast(|| Message::Settings);
     }
 
@@ -414,6 +423,22 @@ impl Shared {
     pub fn dispatch(&self, pool: Arc<SharedPool>, order: Order) {
         let worker = order.worker(|server| server.home).unwrap_or(WorkerId(0));
         self.send(worker, Message::Order(pool, order));
+    }
+}
+
+/// Logins at servers.
+impl Shared {
+    /// The answer to a server's challenge, unless a worker would have to take its time for it.
+    pub fn quick_keys(&self, work: &Derivation) -> Option<Keys> {
+        let known = lock(&self.keyring).get(work);
+        if known.is_some() || !work.is_quick() { known } else { Some(self.derive(work)) }
+    }
+
+    /// Derives keys and remembers them.
+    pub fn derive(&self, work: &Derivation) -> Keys {
+        let keys = work.run();
+        lock(&self.keyring).put(work.clone(), keys.clone());
+        keys
     }
 }
 

@@ -336,8 +336,12 @@ impl Connection {
             match dialogue.handle_message(tag, &body, &mut out) {
                 Ok(ServerLoginStep::More) => {}
                 Ok(ServerLoginStep::Derive(work)) => {
-                    let keys = tokio::task::spawn_blocking(move || work.run()).await;
-                    let keys = keys.map_err(|error| lost(&error.into()))?;
+                    let keys = if work.is_quick() {
+                        work.run()
+                    } else {
+                        let keys = tokio::task::spawn_blocking(move || work.run()).await;
+                        keys.map_err(|error| lost(&error.into()))?
+                    };
                     let denied = |_| failure(FailureKind::Denied, "no answer to SCRAM");
                     dialogue.derived(&keys, &mut out).map_err(denied)?;
                 }

@@ -150,7 +150,10 @@ impl Worker {
             match step {
                 Ok(ServerLoginStep::More) => {}
                 // What comes meanwhile is out of turn, which the dialogue says.
-                Ok(ServerLoginStep::Derive(work)) => self.derive(key, work),
+                Ok(ServerLoginStep::Derive(work)) => match self.shared.quick_keys(&work) {
+                    Some(keys) => self.derived(key, &keys),
+                    None => self.derive(key, work),
+                },
                 Ok(ServerLoginStep::Done(welcome)) => {
                     self.server_welcomed(key, welcome);
                     return used;
@@ -167,7 +170,10 @@ impl Worker {
     fn derive(&self, key: Key, work: Derivation) {
         let (shared, worker) = (Arc::clone(&self.shared), self.id);
         if let Some(services) = self.shared.services() {
-            let tell = move || shared.send(worker, Message::Derived(key, Box::new(work.run())));
+            let tell = move || {
+                let keys = shared.derive(&work);
+                shared.send(worker, Message::Derived(key, Box::new(keys)));
+            };
             services.compute(Box::new(tell));
         }
     }
