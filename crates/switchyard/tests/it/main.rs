@@ -25,6 +25,7 @@ mod losses;
 mod planned;
 mod pools;
 mod process;
+mod reasons;
 mod records;
 mod relink;
 mod reload;
