@@ -303,7 +303,7 @@ mod tests {
             ("select 1; set work_mem = '1MB'", "SET work_mem"),
             ("set role x", "SET role"),
             ("set \"work_mem\" = '1GB'", "SET work_mem"),
-            ("set session \"app.user\" = '1'", "SET"),
+            ("set session \"app.user\" = '1'", "SET app.user"),
             ("/* a */ LISTEN x", "LISTEN"),
             ("load 'x'", "LOAD"),
             ("prepare x as select 1", "PREPARE"),
