@@ -27,6 +27,7 @@ use crate::server::request::{HiddenQuery, Request};
 
 use message::{Message, is_request, question, refuse, unknown, whole};
 
+pub use extended::taken;
 pub use leaving::Leaving;
 pub use terms::{
     Approval, Counted, Denial, Detour, Flow, Hooking, Loyalty, Misuse, Refusal, Reprepare, Rules,

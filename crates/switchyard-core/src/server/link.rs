@@ -10,6 +10,8 @@ mod answers;
 mod parting;
 mod sent;
 
+pub use answers::TAKEN;
+
 use switchyard_wire::tag::backend;
 use switchyard_wire::{build, frame, read};
 
@@ -167,7 +169,7 @@ pub struct Received {
     pub signal: Option<Signal>,
     /// Type of a message that came without anybody being linked.
     pub unexpected: Option<u8>,
-    /// The server broke the protocol; why.
+    /// Why this cannot go on: the server broke the protocol, or the client is told to go.
     pub failure: Option<&'static str>,
     /// What the client does not see but the log tells.
     pub told: Vec<Told>,
@@ -182,6 +184,8 @@ pub enum Told {
     LastWords([u8; 5], String),
     /// A parameter of the client was given the server's spelling: position, and the old value.
     Canonical(usize, Box<[u8]>),
+    /// The client has defined this name twice, which is its end.
+    Taken(Box<[u8]>),
 }
 
 /// Bytes of an error or notice that are waited for before it is looked at.

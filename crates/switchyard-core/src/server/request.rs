@@ -37,15 +37,23 @@ pub enum Request {
     LocalParse(Box<NamedParse>),
     /// The pooler answers a Close itself; the name that it has taken away, if there was one.
     LocalClose(Option<Box<NamedParse>>),
-    /// A message that fails on any server, in place of one that misused a name: the client is told
-    /// this ErrorResponse instead of the server's.
-    Misuse(Box<[u8]>),
+    /// A message that fails on any server, in place of one that misused a name.
+    Misuse(Misused),
     /// The pooler refuses a message: this ErrorResponse, and ReadyForQuery if the turn ends.
     Refused(Box<[u8]>, Turn),
     /// The client ended a COPY that it had not been asked for when this was sent.
     CopyEnd,
     /// A query of the pooler's own; all of its answer is swallowed.
     Hidden(HiddenQuery),
+}
+
+/// What a client gets that has misused a name, unless the server skips its message.
+#[derive(Debug)]
+pub enum Misused {
+    /// This ErrorResponse instead of the server's.
+    Told(Box<[u8]>),
+    /// Its end, because this name was taken.
+    Ends(Box<[u8]>),
 }
 
 /// A client's Parse under a tracked name.
@@ -80,6 +88,15 @@ pub enum HiddenQuery {
     Forget,
 }
 
+/// Where a request stands that has not been answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// In the group of messages that the next one belongs to.
+    This,
+    /// In one before it: an error there skips nothing of what comes next.
+    Earlier,
+}
+
 /// Whether an answer ends with ReadyForQuery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -90,6 +107,15 @@ pub enum Turn {
 }
 
 impl Request {
+    /// Whether this defines a client's name once it is answered.
+    pub fn defines(&self, name: &[u8]) -> bool {
+        match self {
+            Request::Parse(Some(parse)) => *parse.0.name == *name,
+            Request::LocalParse(parse) => *parse.name == *name,
+            _ => false,
+        }
+    }
+
     /// Whether this belongs to a group that has to be ended by a Sync.
     #[inline]
     pub fn is_grouped(&self) -> bool {
@@ -170,6 +196,13 @@ impl Outstanding {
     /// Number of requests.
     pub fn len(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Whether a name's definition waits for its answer, and may still turn out wrong.
+    pub fn definition(&self, name: &[u8]) -> Option<Group> {
+        let at = self.iter().position(|request| request.defines(name))?;
+        let ended = self.iter().skip(at).any(Request::ends_with_ready);
+        Some(if ended { Group::Earlier } else { Group::This })
     }
 
     /// All requests, oldest first.

@@ -400,8 +400,8 @@ impl Worker {
                 return data.len();
             }
         }
-        if let Some(reason) = received.failure {
-            self.server_broke(key, reason);
+        if received.failure.is_some() {
+            self.cannot_go_on(key, client_key, &received);
             return data.len();
         }
         used

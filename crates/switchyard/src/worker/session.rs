@@ -4,7 +4,8 @@ use switchyard_config::PoolMode;
 use switchyard_config::value::{RouteInTransaction, UntrackedSet};
 use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::{
-    Counted, Detour, Hooking, Misuse, Reprepare, Rules, Simple, Stop, Tracking, Untracked,
+    self, Counted, Detour, Hooking, Misuse, Refusal, Reprepare, Rules, Simple, Stop, Tracking,
+    Untracked,
 };
 use switchyard_core::pool::Want;
 use switchyard_core::server::duty;
@@ -100,10 +101,7 @@ impl Worker {
                     return data.len();
                 }
                 Stop::Close(refusal) => {
-                    if let Some(cause) = &refusal.cause {
-                        self.log_client(key, Level::Error, cause);
-                    }
-                    self.close_client(key, &refusal.reason, Farewell::fatal());
+                    self.turn_out(key, &refusal);
                     return data.len();
                 }
             }
@@ -194,6 +192,26 @@ impl Worker {
         (count, stop)
     }
 
+    /// What was received from a server makes it impossible to go on.
+    pub(super) fn cannot_go_on(&mut self, key: Key, client: Option<Key>, received: &Received) {
+        let taken = received.told.iter().find_map(|told| match told {
+            Told::Taken(name) => Some(session::taken(name)),
+            Told::Failed(..) | Told::LastWords(..) | Told::Canonical(..) => None,
+        });
+        match (taken, client) {
+            (Some(refusal), Some(client)) => self.turn_out(client, &refusal),
+            _ => self.server_broke(key, received.failure.unwrap_or("unknown pkt from server")),
+        }
+    }
+
+    /// Closes a client for what it has sent.
+    fn turn_out(&mut self, key: Key, refusal: &Refusal) {
+        if let Some(cause) = &refusal.cause {
+            self.log_client(key, Level::Error, cause);
+        }
+        self.close_client(key, &refusal.reason, Farewell::fatal());
+    }
+
     /// Lines about answers that the client does not see.
     pub(super) fn tell(&self, key: Key, client: Option<Key>, received: &Received) {
         let Some(server) = self.servers.get(key).and_then(|slot| slot.here.as_ref()) else {
@@ -201,7 +219,7 @@ impl Worker {
         };
         for told in &received.told {
             match told {
-                Told::LastWords(..) => {}
+                Told::LastWords(..) | Told::Taken(_) => {}
                 Told::Failed(query, severity, text) => {
                     let note = match query {
                         HiddenQuery::Parameters => "varcache_apply failed",

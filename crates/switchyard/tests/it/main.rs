@@ -22,6 +22,7 @@ mod hooks;
 mod hosts;
 mod login;
 mod losses;
+mod misuse;
 mod planned;
 mod pools;
 mod process;

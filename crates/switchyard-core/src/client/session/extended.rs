@@ -11,11 +11,13 @@ use switchyard_wire::tag::frontend;
 use switchyard_wire::{frame, read};
 
 use super::message::{Message, refuse, whole};
-use super::terms::{Approval, Flow, Hooking, Loyalty, Misuse, Reprepare, Rules, Stop, Tracking};
+use super::terms::{
+    Approval, Flow, Hooking, Loyalty, Misuse, Refusal, Reprepare, Rules, Stop, Tracking,
+};
 use super::{Destination, NAMES_MAX, Partial, Session, Stopped};
 use crate::prepared::{Change, Closing, Presence, Statement, Was};
-use crate::server::link::Link;
-use crate::server::request::{NamedParse, Request};
+use crate::server::link::{Link, TAKEN};
+use crate::server::request::{Group, Misused, NamedParse, Request};
 
 /// A message that PostgreSQL refuses in any state, with an error that is followed by skipping up to
 /// the next Sync and aborts the transaction: Describe of a kind that does not exist.
@@ -67,6 +69,13 @@ impl Session {
         let Some(parse) = read::parse(body) else {
             return Err(refuse("broken Parse packet", None));
         };
+        // Whether the name is free is known when that group is answered.
+        if !untracked
+            && self.statements.statement(parse.name).is_some()
+            && link.outstanding().definition(parse.name) == Some(Group::Earlier)
+        {
+            return Err(Stop::Full);
+        }
         let approval = self.approval.take();
         let sql = match approval.as_deref() {
             Some(Approval::Text(text)) => text,
@@ -212,28 +221,45 @@ impl Session {
         flow: &mut Flow,
         rules: &Rules<'_>,
     ) -> Stopped {
-        let name = String::from_utf8_lossy(name);
-        if rules.misuse == Misuse::Closes {
-            let (cause, reason) = match wrong {
-                Wrong::Taken => {
-                    ("was already prepared", "prepared statement name is already in use")
-                }
-                Wrong::Unknown => ("not found", "prepared statement did not exist"),
-            };
-            return Err(refuse(reason, Some(format!("prepared statement '{name}' {cause}"))));
-        }
-        let (sqlstate, fact) = match wrong {
-            Wrong::Taken => ("42P05", "already exists"),
-            Wrong::Unknown => ("26000", "does not exist"),
+        // A name that waits for its answer may turn out to be free, and then this is skipped.
+        let waits = || link.outstanding().definition(name).is_some();
+        let misused = match rules.misuse {
+            Misuse::Closes if wrong == Wrong::Taken && waits() => Misused::Ends(name.into()),
+            Misuse::Closes if wrong == Wrong::Taken => return Err(Stop::Close(taken(name))),
+            Misuse::Closes => {
+                let name = String::from_utf8_lossy(name);
+                let cause = format!("prepared statement '{name}' not found");
+                return Err(refuse("prepared statement did not exist", Some(cause)));
+            }
+            Misuse::Fails => Misused::Told(error_of(name, wrong)),
         };
-        let message = &format!("prepared statement \"{name}\" {fact}");
-        let mut error = Vec::new();
-        let report = Report { severity: "ERROR", sqlstate, message, detail: None };
-        build::error_response(&mut error, report);
         flow.server.inject(m.input, |out| out.extend_from_slice(FAILS));
-        link.sent(Request::Misuse(error.into()));
+        link.sent(Request::Misuse(misused));
         Ok(self.pass(m, Destination::Nowhere, flow))
     }
+}
+
+/// The end of a client that has defined a name twice.
+pub fn taken(name: &[u8]) -> Refusal {
+    let name = String::from_utf8_lossy(name);
+    Refusal {
+        reason: TAKEN.into(),
+        cause: Some(format!("prepared statement '{name}' was already prepared")),
+    }
+}
+
+/// PostgreSQL's error for a misused name.
+fn error_of(name: &[u8], wrong: Wrong) -> Box<[u8]> {
+    let name = String::from_utf8_lossy(name);
+    let (sqlstate, fact) = match wrong {
+        Wrong::Taken => ("42P05", "already exists"),
+        Wrong::Unknown => ("26000", "does not exist"),
+    };
+    let message = &format!("prepared statement \"{name}\" {fact}");
+    let mut error = Vec::new();
+    let report = Report { severity: "ERROR", sqlstate, message, detail: None };
+    build::error_response(&mut error, report);
+    error.into()
 }
 
 /// Prepares a statement on a server that lacks it.

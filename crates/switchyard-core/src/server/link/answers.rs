@@ -7,7 +7,10 @@ use super::{
     Certainty, Copy, Group, Link, LinkedClient, Received, Show, Signal, Status, Talk, Told,
 };
 use crate::params::Tracked;
-use crate::server::request::{self, CopyData, HiddenQuery, Request, Turn};
+use crate::server::request::{self, CopyData, HiddenQuery, Misused, Request, Turn};
+
+/// Reason of the end of a client that has defined a name twice.
+pub const TAKEN: &str = "prepared statement name is already in use";
 
 /// Where PostgreSQL finds that a statement's result would have other types than before; the name of
 /// the routine does not depend on the language of the text.
@@ -99,6 +102,12 @@ impl Link {
         if !self.front_is_hidden() && self.talk != Talk::None {
             self.talk = Talk::Failed;
         }
+        if let Some(Request::Misuse(Misused::Ends(name))) = self.outstanding.front()
+            && self.misuse_fails(super::signal(body))
+        {
+            received.told.push(Told::Taken(name.clone()));
+            received.failure = Some(TAKEN);
+        }
         match self.outstanding.front() {
             Some(Request::Hidden(query)) => {
                 received.failure = match query {
@@ -133,7 +142,9 @@ impl Link {
             Some(Request::Bind(Some(id)) | Request::Describe(Some(id))) if is_outdated(body) => {
                 self.statements.outdate(*id);
             }
-            Some(Request::Misuse(error)) if self.misuse_fails(super::signal(body)) => {
+            Some(Request::Misuse(Misused::Told(error)))
+                if self.misuse_fails(super::signal(body)) =>
+            {
                 misused = Some(error.clone());
             }
             _ => {}
