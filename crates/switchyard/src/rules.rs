@@ -47,6 +47,12 @@ pub struct Decided {
 }
 
 impl Native {
+    /// Whether no rule fits.
+    #[inline]
+    pub fn is_silent(&self) -> bool {
+        self.rewrite.is_none() && self.route.is_none()
+    }
+
     /// Which functions are left to ask.
     pub fn asked(&self) -> Option<Asked> {
         match (&self.rewrite, &self.route) {

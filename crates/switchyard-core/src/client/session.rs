@@ -53,7 +53,7 @@ pub struct Session {
     params: Params,
     statements: ClientStatements,
     partial: Partial,
-    approval: Option<Box<Approval>>,
+    approval: Option<Approval>,
     predicted: Predicted,
     denied: Denied,
     lost: Lost,
@@ -301,7 +301,7 @@ impl Session {
         }
         let approval = self.approval.take();
         if rules.loyalty == Loyalty::Stays {
-            match (whole(&m), approval.as_deref()) {
+            match (whole(&m), &approval) {
                 (Ok(_), Some(Approval::Text(text))) => self.remember(link, text),
                 (Ok(text), _) => self.remember(link, &text[..text.len().saturating_sub(1)]),
                 (Err(_), _) => self.lost.unknown(),
@@ -309,12 +309,12 @@ impl Session {
         }
         if let Some(approval) = &approval {
             let text = whole(&m)?;
-            let sent = match &**approval {
+            let sent = match approval {
                 Approval::Text(text) => text,
                 Approval::Unchanged | Approval::Refused(_) => text,
             };
             self.predicted = self.predicted.after(sent);
-            if let Approval::Text(text) = &**approval {
+            if let Approval::Text(text) = approval {
                 flow.server.inject(m.input, |out| build::query(out, text));
                 link.sent_query();
                 return Ok(m.head.len);

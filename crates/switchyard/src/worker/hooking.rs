@@ -70,8 +70,9 @@ pub enum Asking {
     Unknown,
     /// No message is.
     No,
-    /// Call with this number; where the text is in the client's input; what rules said before.
-    Asked(CallId, Range<usize>, Box<Native>),
+    /// Call with this number; where the text is in the client's input; what rules said before, if
+    /// they said something.
+    Asked(CallId, Range<usize>, Option<Box<Native>>),
     /// It comes from a function itself, and nothing of it is shown.
     Never,
 }
@@ -104,7 +105,7 @@ impl Worker {
     /// Asks the hooks about the message at the head of a client's stream.
     pub(super) fn ask_hooks(&mut self, key: Key, data: &[u8], range: Range<usize>) -> Asked {
         if self.is_exempt(key) {
-            self.approve(key, Approval::Unchanged);
+            self.let_pass(key);
             return Asked::Judged;
         }
         let Some(client) = self.clients.get_mut(key) else { return Asked::Waiting };
@@ -132,11 +133,17 @@ impl Worker {
         });
         let verdict = match reply {
             Some(Reply::Later(id)) => {
-                client.asking = Asking::Asked(id, range, Box::new(native));
+                let said = (!native.is_silent()).then(|| Box::new(native));
+                client.asking = Asking::Asked(id, range, said);
                 return Asked::Waiting;
             }
             Some(Reply::Now(verdict)) => verdict,
-            // Rules have said it all, or there are no functions.
+            // There are no functions, and no rule fits.
+            None if native.is_silent() => {
+                self.let_pass(key);
+                return Asked::Judged;
+            }
+            // Rules have said it all.
             None => Verdict { rewrite: Outcome::Off, route: Outcome::Off },
         };
         self.decide(key, native, verdict, text, 0);
@@ -166,24 +173,27 @@ impl Worker {
         own
     }
 
-    fn approve(&mut self, key: Key, approval: Approval) {
+    /// Nobody has anything to say about the message at the head of a client's stream.
+    fn let_pass(&mut self, key: Key) {
         let Some(client) = self.clients.get_mut(key) else { return };
         if let Stage::Session(session, _) = &mut client.stage {
-            session.approve(approval);
+            session.intend(None);
+            session.approve(Approval::Unchanged);
         }
     }
 
     /// The hooks have judged a client's message.
     pub(super) fn judged(&mut self, key: Key, id: CallId, verdict: Verdict, micros: u32) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        let Asking::Asked(asked, range, native) = &client.asking else {
-            return self.explained(key, id, &verdict);
+        let (range, native) = match &mut client.asking {
+            Asking::Asked(asked, range, native) if *asked == id => (range.clone(), native.take()),
+            Asking::Asked(..) => return,
+            Asking::Unknown | Asking::No | Asking::Never => {
+                return self.explained(key, id, &verdict);
+            }
         };
-        if *asked != id {
-            return;
-        }
-        let (range, native) = (range.clone(), (**native).clone());
         client.asking = Asking::No;
+        let native = native.map_or_else(Native::default, |native| *native);
         let input = std::mem::take(&mut client.input);
         self.decide(key, native, verdict, input.get(range).unwrap_or_default(), micros);
         let Some(client) = self.clients.get_mut(key) else { return };
@@ -197,30 +207,25 @@ impl Worker {
             / (u64::from(verdict.rewrite != Outcome::Off)
                 + u64::from(verdict.route != Outcome::Off))
             .max(1);
-        let (mut approval, changed) = match match native.rewrite {
+        let rewritten = match native.rewrite {
             Some(decided) => self.rewritten_by_rule(key, decided, text),
             None => self.rewritten(key, verdict.rewrite, text, share),
-        } {
-            Ok(approval) => match &approval {
-                Approval::Text(changed) => {
-                    let changed = changed.clone();
-                    (approval, Some(changed))
-                }
-                Approval::Unchanged | Approval::Refused(_) => (approval, None),
-            },
-            Err(failure) => (self.policy(key, &failure), None),
         };
-        let text = changed.as_deref().unwrap_or(text);
+        let mut approval = rewritten.unwrap_or_else(|failure| self.policy(key, &failure));
         if let Some(Stage::Session(session, _)) = self.clients.get_mut(key).map(|c| &mut c.stage) {
             session.intend(None);
         }
+        let final_text = match &approval {
+            Approval::Text(changed) => Some(changed.as_slice()),
+            Approval::Unchanged => Some(text),
+            Approval::Refused(_) => None,
+        };
+        let routed = final_text.map(|text| match native.route {
+            Some(decided) => self.routed_by_rule(key, decided, text),
+            None => self.routed(key, verdict.route, text, share),
+        });
         let mut then = None;
-        if !matches!(approval, Approval::Refused(_))
-            && let Err(failure) = match native.route {
-                Some(decided) => self.routed_by_rule(key, decided, text),
-                None => self.routed(key, verdict.route, text, share),
-            }
-        {
+        if let Some(Err(failure)) = routed {
             approval = self.policy(key, &failure);
             then = failure.then;
         }
@@ -422,7 +427,7 @@ impl Worker {
         let mut error = Vec::new();
         let report = Report { severity: "ERROR", sqlstate, message: text, detail: None };
         build::error_response(&mut error, report);
-        Approval::Refused(Denial { error, instead: *instead })
+        Approval::Refused(Box::new(Denial { error, instead: *instead }))
     }
 
     fn route_none(&mut self, key: Key, text: &[u8]) {

@@ -60,7 +60,7 @@ impl Worker {
         let mut used = 0;
         loop {
             let (count, stop) = self.advance(key, &data[used..]);
-            let sent = self.pass_to_server(key, &data[used..]);
+            let sent = self.flow.is_empty() || self.pass_to_server(key, &data[used..]);
             used += count;
             if !sent {
                 return data.len();

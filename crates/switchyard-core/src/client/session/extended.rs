@@ -54,7 +54,7 @@ impl Session {
         }
         let unnamed = m.input.get(m.at + frame::HEADER) == Some(&0);
         let untracked = unnamed || rules.tracking == Tracking::Off;
-        let unchanged = matches!(self.approval.as_deref(), None | Some(Approval::Unchanged));
+        let unchanged = matches!(self.approval, None | Some(Approval::Unchanged));
         if link.is_skipping() || (untracked && unchanged && !rules.untracked.looks()) {
             if self.approval.take().is_some()
                 && !link.is_skipping()
@@ -77,7 +77,7 @@ impl Session {
             return Err(Stop::Full);
         }
         let approval = self.approval.take();
-        let sql = match approval.as_deref() {
+        let sql = match &approval {
             Some(Approval::Text(text)) => text,
             Some(Approval::Unchanged | Approval::Refused(_)) | None => parse.sql,
         };

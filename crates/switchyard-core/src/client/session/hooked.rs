@@ -27,17 +27,17 @@ impl Session {
 
     /// The hooks have judged the message at the head of the stream.
     pub fn approve(&mut self, approval: Approval) {
-        self.approval = Some(Box::new(approval));
+        self.approval = Some(approval);
     }
 
     /// Whether the message at the head of the stream was refused and not yet answered.
     pub fn is_denied(&self) -> bool {
-        matches!(self.approval.as_deref(), Some(Approval::Refused(_)))
+        matches!(self.approval, Some(Approval::Refused(_)))
     }
 
     pub(super) fn denial(&mut self) -> Option<Denial> {
-        match *self.approval.take()? {
-            Approval::Refused(denial) => Some(denial),
+        match self.approval.take()? {
+            Approval::Refused(denial) => Some(*denial),
             Approval::Unchanged | Approval::Text(_) => None,
         }
     }

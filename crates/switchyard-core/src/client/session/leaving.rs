@@ -57,12 +57,12 @@ impl Session {
             frontend::QUERY => {
                 let body = whole(m)?;
                 let own = &body[..body.len().saturating_sub(1)];
-                let text = rewritten(self.approval.as_deref()).unwrap_or(own);
+                let text = rewritten(self.approval.as_ref()).unwrap_or(own);
                 self.traces.query(text, rules.tracked);
             }
             frontend::PARSE => match read::parse(whole(m)?) {
                 Some(parse) => {
-                    let text = rewritten(self.approval.as_deref()).unwrap_or(parse.sql);
+                    let text = rewritten(self.approval.as_ref()).unwrap_or(parse.sql);
                     self.traces.parse(parse.name, text, rules.tracked);
                 }
                 None => self.traces.leave("a broken statement"),

@@ -140,6 +140,14 @@ pub struct Flow {
     pub stayed: Option<RouteId>,
 }
 
+impl Flow {
+    /// Whether there is nothing to send.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.server.is_empty() && self.client.is_empty()
+    }
+}
+
 /// Events of a turn that statistics count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
@@ -187,7 +195,7 @@ pub enum Approval {
     /// With this text instead.
     Text(Vec<u8>),
     /// Not at all.
-    Refused(Denial),
+    Refused(Box<Denial>),
 }
 
 /// What happens instead of a message that was refused.
