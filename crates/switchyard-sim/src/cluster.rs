@@ -23,7 +23,7 @@ use crate::node::{Health, Node, Position};
 use crate::pooler::{Entry, Pooler, Rules, Settings};
 use crate::random::{Random, Seed};
 use crate::watch::Watch;
-use crate::writer::{Fate, Trade, Writer};
+use crate::writer::{Fate, Manner, Trade, Writer};
 
 /// What can happen to a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +122,8 @@ fn limits(random: &mut Random) -> Limits {
 }
 
 impl Town {
-    /// The world of a seed.
-    pub fn new(seed: Seed<'_>, trace: Option<Trace>) -> Self {
+    /// The world of a seed, with pools in session or in transaction mode.
+    pub fn new(seed: Seed<'_>, trace: Option<Trace>, tenure: Tenure) -> Self {
         let mut env = Env::new(seed, trace);
         env.net.latency = *env.random.pick(&[50, 500, 3000]);
         let random = &mut env.random;
@@ -143,14 +143,18 @@ impl Town {
         for index in 0..random.between(1, 2) {
             let stays = random.below(4) > 0;
             let limits = limits(random);
-            let rules = Rules {
+            let mut rules = Rules {
                 database: "d".into(),
-                tenure: Tenure::Transaction,
+                tenure,
                 prepared: random.between(1, 100),
                 loyalty: if stays { Loyalty::Stays } else { Loyalty::Leaves },
                 keeping: if random.below(4) > 0 { Keeping::On } else { Keeping::Off },
                 limits: limits.clone(),
             };
+            if tenure == Tenure::Session {
+                (rules.prepared, rules.keeping) = (0, Keeping::Off);
+                rules.loyalty = if stays { Loyalty::Returns } else { Loyalty::Leaves };
+            }
             pooler.add_pool(&format!("u{index}"), limits, rules);
         }
         let count = random.between(2, 3);
@@ -192,6 +196,8 @@ impl Town {
                 _ => (Trade::Writes, Want::Writer),
             };
             let end = self.env.wire(Owner::Actor(index), Owner::Actor(index));
+            let session = self.pooler.pools[pool].rules.tenure == Tenure::Session;
+            let trade = (trade, if session { Manner::Restful } else { Manner::Hasty });
             let writer = Writer::new(&mut self.env, index, end, trade, &mut self.minted);
             self.pooler.adopt(&mut self.env, worker, (pool, want), end.peer(), &[]);
             self.writers.push(writer);
@@ -267,7 +273,8 @@ impl Town {
         assert_eq!(self.watch.unanswered(), 0, "every command is answered");
         let epoch = self.pooler.view().map_or(0, |view| view.epoch);
         let (writes, astray, events) = (self.committed.len(), self.astray.len(), self.events);
-        format!("{events} events, {writes} writes, {astray} astray, epoch {epoch}")
+        let moved = self.pooler.moved;
+        format!("{events} events, {writes} writes, {astray} astray, {moved} moved, epoch {epoch}")
     }
 
     fn happen(&mut self, event: Event) {

@@ -4,7 +4,7 @@
 //! PostgreSQL's protocol (`postgres`, `node`), clients that know what they should hear (`actor`,
 //! `writer`), and a network that delivers late and in pieces (`net`). The same seed gives the same
 //! world, so that a failure can be looked at again. Two kinds: `crowd`, plain pools under load and
-//! faults; `cluster`, nodes that change their roles.
+//! faults; `cluster`, nodes that change their roles, with pools in transaction or session mode.
 
 // A world that is wrong ends with a panic, which `run` turns into words.
 #![allow(clippy::panic)]
@@ -24,6 +24,8 @@ pub mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use switchyard_core::server::duty::Tenure;
+
 pub use env::Trace;
 pub use random::Seed;
 
@@ -34,6 +36,8 @@ pub enum Kind {
     Crowd,
     /// A cluster.
     Cluster,
+    /// A cluster whose pools are in session mode.
+    Sessions,
 }
 
 /// Runs the world of a seed; answers what there is to say about it, or why it is wrong.
@@ -41,7 +45,8 @@ pub fn run(kind: Kind, seed: Seed<'_>, trace: Option<&Trace>) -> Result<String, 
     let trace = trace.cloned();
     let world = move || match kind {
         Kind::Crowd => crowd::Crowd::new(seed, trace).run(),
-        Kind::Cluster => cluster::Town::new(seed, trace).run(),
+        Kind::Cluster => cluster::Town::new(seed, trace, Tenure::Transaction).run(),
+        Kind::Sessions => cluster::Town::new(seed, trace, Tenure::Session).run(),
     };
     catch_unwind(AssertUnwindSafe(world)).map_err(|payload| {
         let text = payload.downcast_ref::<String>().cloned();

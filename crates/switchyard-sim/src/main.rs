@@ -14,7 +14,7 @@ struct Arguments {
     /// How many worlds of each kind.
     #[arg(long, default_value_t = 1)]
     runs: u64,
-    /// Only this kind: crowd or cluster.
+    /// Only this kind: crowd, cluster or sessions.
     #[arg(long)]
     kind: Option<String>,
     /// Shows what happened in every world.
@@ -22,10 +22,13 @@ struct Arguments {
     trace: bool,
 }
 
+const KINDS: [(&str, Kind); 3] =
+    [("crowd", Kind::Crowd), ("cluster", Kind::Cluster), ("sessions", Kind::Sessions)];
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     std::panic::set_hook(Box::new(|_| {}));
-    for (name, kind) in [("crowd", Kind::Crowd), ("cluster", Kind::Cluster)] {
+    for (name, kind) in KINDS {
         if arguments.kind.as_ref().is_some_and(|wanted| wanted != name) {
             continue;
         }

@@ -102,7 +102,18 @@ fn extended(sql: &str) -> Vec<u8> {
     out
 }
 
-fn turn(random: &mut Random, trade: Trade, minted: &mut u64) -> Vec<Turn> {
+/// How it does that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Without much rest, in words of the model.
+    Hasty,
+    /// With rests, in words of SQL: what a session leaves behind is told by them.
+    Restful,
+}
+
+fn turn(random: &mut Random, trade: (Trade, Manner), minted: &mut u64) -> Vec<Turn> {
+    let (trade, manner) = trade;
+    let reads = if manner == Manner::Restful { "select" } else { "echo" };
     let form = |random: &mut Random, sql: &str| {
         if random.one_in(3) { extended(sql) } else { query(sql) }
     };
@@ -113,7 +124,7 @@ fn turn(random: &mut Random, trade: Trade, minted: &mut u64) -> Vec<Turn> {
     let echo = |random: &mut Random, minted: &mut u64| {
         *minted += 1;
         let mark = format!("m{minted}");
-        let sql = format!("echo {mark}");
+        let sql = format!("{reads} {mark}");
         (Request::Echo(mark), form(random, &sql))
     };
     let each = |requests: Vec<(Request, Vec<u8>)>| {
@@ -150,9 +161,21 @@ fn turn(random: &mut Random, trade: Trade, minted: &mut u64) -> Vec<Turn> {
 
 impl Writer {
     /// A client that has sent its login on this wire; `minted` are the writes of all clients.
-    pub fn new(env: &mut Env, index: usize, end: End, trade: Trade, minted: &mut u64) -> Self {
+    pub fn new(
+        env: &mut Env,
+        index: usize,
+        end: End,
+        trade: (Trade, Manner),
+        minted: &mut u64,
+    ) -> Self {
         let count = env.random.between(5, 60);
-        let turns = (0..count).flat_map(|_| turn(&mut env.random, trade, minted)).collect();
+        let mut turns = VecDeque::new();
+        for _ in 0..count {
+            turns.extend(turn(&mut env.random, trade, minted));
+            if trade.1 == Manner::Restful && env.random.one_in(2) {
+                turns.push_back(Turn::Think(env.random.millis(1, 600)));
+            }
+        }
         Writer {
             index,
             end: Some(end),

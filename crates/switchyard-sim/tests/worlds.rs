@@ -4,16 +4,18 @@
 
 use switchyard_sim::{Kind, Seed, Trace, run};
 
-fn check(kind: Kind, seeds: impl Iterator<Item = u64>) {
-    for seed in seeds {
-        if let Err(text) = run(kind, Seed::Number(seed), None) {
+/// What there is to say about worlds, all of which have to be well.
+fn check(kind: Kind, seeds: impl Iterator<Item = u64>) -> Vec<String> {
+    let world = |seed| {
+        run(kind, Seed::Number(seed), None).unwrap_or_else(|text| {
             let trace = Trace::default();
             let _ = run(kind, Seed::Number(seed), Some(&trace));
             let lines = trace.lines();
             let last = lines[lines.len().saturating_sub(100)..].join("\n");
-            panic!("{last}\n{kind:?} {seed}: {text}");
-        }
-    }
+            panic!("{last}\n{kind:?} {seed}: {text}")
+        })
+    };
+    seeds.map(world).collect()
 }
 
 #[test]
@@ -24,6 +26,13 @@ fn crowds_are_served() {
 #[test]
 fn clusters_keep_what_they_acknowledge() {
     check(Kind::Cluster, 1..=100);
+}
+
+#[test]
+fn sessions_go_on_with_the_next_writer() {
+    let worlds = check(Kind::Sessions, 1..=40);
+    let moved = worlds.iter().filter(|text| !text.contains(" 0 moved,")).count();
+    assert!(moved > 10, "these worlds are for sessions that move: {moved}");
 }
 
 /// Worlds in which something was wrong once.

@@ -157,6 +157,9 @@ impl Pooler {
     /// A server connection has ended. A client in the middle of its work is told, and stays if it
     /// may.
     pub(super) fn server_lost(&mut self, env: &mut Env, w: usize, slot: u64, reason: &str) {
+        if self.move_session(env, w, slot, reason) {
+            return;
+        }
         let Some((key, told)) = self.part(w, slot) else {
             return self.server_failed(env, w, slot, reason);
         };
@@ -184,7 +187,7 @@ impl Pooler {
         let worker = &mut self.workers[w];
         let server = worker.servers.get_mut(&slot)?.here.as_mut()?;
         let key = server.client()?;
-        if self.pools[server.pool].rules.loyalty == Loyalty::Leaves {
+        if self.pools[server.pool].rules.loyalty != Loyalty::Stays {
             return None;
         }
         let client = worker.clients.get_mut(&key)?;

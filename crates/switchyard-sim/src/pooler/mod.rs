@@ -12,6 +12,7 @@ mod cluster;
 mod connect;
 mod parts;
 mod relay;
+mod relink;
 mod session;
 mod timers;
 
@@ -85,6 +86,8 @@ pub struct Pooler {
     /// The cluster, if there is one.
     pub entry: Option<Entry>,
     minted: u64,
+    /// Sessions that went on with another server.
+    pub moved: u64,
 }
 
 impl Pooler {
@@ -111,6 +114,7 @@ impl Pooler {
             pools: Vec::new(),
             entry: None,
             minted: 0,
+            moved: 0,
         }
     }
 
