@@ -291,3 +291,56 @@ proptest! {
         }
     }
 }
+
+/// Permits for a lane, carried out at once: the servers are logged in and idle.
+fn open_all(pool: &mut Pool, now: Instant, lane: LaneId) -> usize {
+    let mut opened = Vec::new();
+    while let Some(effect) = pool.poll_effect() {
+        if let Effect::Open(id, at, worker) = effect
+            && at == lane
+        {
+            opened.push((id, worker));
+        }
+    }
+    for (id, worker) in &opened {
+        pool.opened(now, *id);
+        pool.checkin(now, *id, *worker);
+    }
+    opened.len()
+}
+
+#[test]
+fn standbys_get_as_many_connections_as_were_used_and_not_while_clients_go_on() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let (one, two) = (LaneId(1), LaneId(2));
+    let mut pool = Pool::for_cluster(limits(10, Failing::Wait), WORKERS.into());
+    pool.set_view(at(0), &[(one, LaneRole::Writer), (two, LaneRole::Reader)]);
+    assert_eq!(open_all(&mut pool, at(0), two), 1, "one from the start");
+    let ticket = |number: u64| Ticket { worker: WorkerId(0), client: number };
+    for number in 0..5 {
+        pool.checkout(at(1), ticket(number), Want::Writer);
+    }
+    let mut lent = Vec::new();
+    while let Some(effect) = pool.poll_effect() {
+        if let Effect::Open(id, _, worker) = effect {
+            pool.opened(at(2), id);
+            pool.checkin(at(2), id, worker);
+            lent.push(id);
+        }
+    }
+    lent.into_iter().for_each(|id| drop(pool.checkin(at(3), id, WorkerId(0))));
+    pool.tick(at(300), 5);
+    assert_eq!(open_all(&mut pool, at(300), two), 4, "all were back when it was looked");
+
+    pool.set_view(at(400), &[(one, LaneRole::Down), (two, LaneRole::Reader)]);
+    pool.checkout(at(410), ticket(9), Want::Writer);
+    let changed = [(one, LaneRole::Reader), (two, LaneRole::Writer)];
+    pool.set_view(at(500), &changed);
+    assert_eq!(open_all(&mut pool, at(500), one), 0, "who waited comes first");
+    pool.tick(at(550), 5);
+    assert_eq!(open_all(&mut pool, at(550), one), 0);
+    pool.tick(at(850), 5);
+    assert_eq!(open_all(&mut pool, at(850), one), 5);
+    pool.check();
+}

@@ -99,16 +99,29 @@ pub(super) struct Lane {
     pub(super) suspect_until: Option<Instant>,
     pub(super) hosts: HostList,
     pub(super) tally: Tally,
+    /// When it became the writer for which clients waited.
+    pub(super) awaited: Option<Instant>,
     idle: Vec<VecDeque<ServerId>>,
+    /// Most servers that were in use together since the peak was last looked at.
+    most: usize,
     peak: (Option<Instant>, usize),
 }
 
 impl Lane {
     pub(super) fn new(id: LaneId, role: LaneRole, workers: usize) -> Self {
         let idle = (0..workers.max(1)).map(|_| VecDeque::new()).collect();
-        let (failed, suspect_until, tally) = (None, None, Tally::default());
-        let hosts = HostList::new(1, HostOrder::default());
-        Lane { id, role, failed, suspect_until, hosts, tally, idle, peak: (None, 0) }
+        Lane {
+            id,
+            role,
+            failed: None,
+            suspect_until: None,
+            hosts: HostList::new(1, HostOrder::default()),
+            tally: Tally::default(),
+            awaited: None,
+            idle,
+            most: 0,
+            peak: (None, 0),
+        }
     }
 
     /// Parks an idle server with its home worker.
@@ -156,8 +169,15 @@ impl Lane {
         self.idle.iter().map(VecDeque::len).sum()
     }
 
-    /// Remembers how many servers are in use, as the peak of a span.
-    pub(super) fn note_use(&mut self, now: Instant, busy: usize) {
+    /// One more server is in use.
+    pub(super) fn lent(&mut self) {
+        self.most = self.most.max(self.tally.busy);
+    }
+
+    /// Remembers how many servers were in use together, as the peak of a span; so many are needed
+    /// now.
+    pub(super) fn note_use(&mut self, now: Instant, needed: usize) {
+        let busy = needed.max(std::mem::replace(&mut self.most, self.tally.busy));
         let (since, peak) = self.peak;
         let over = since.is_none_or(|since| now.saturating_duration_since(since) > PEAK_KEPT);
         if busy >= peak || over {

@@ -97,6 +97,9 @@ impl Pool {
         if let Some(lane) = self.lane_mut(lane) {
             *counter(&mut lane.tally, before) -= 1;
             *counter(&mut lane.tally, state) += 1;
+            if state == State::Busy {
+                lane.lent();
+            }
         }
     }
 

@@ -34,6 +34,12 @@ impl Pool {
             // The next client opens connections again.
             return;
         }
+        let mut lanes = self.lanes.iter();
+        if lanes
+            .any(|lane| lane.awaited.is_some_and(|at| now.saturating_duration_since(at) < QUIET))
+        {
+            return;
+        }
         let target = self.standby_target(now);
         let standbys: Vec<LaneId> = self
             .lanes
@@ -79,5 +85,8 @@ impl Pool {
 
 /// What clients are told that are not held.
 pub(super) const NO_WRITER: &str = "no writer";
+/// Time after a change of writer that belongs to the clients that waited for it: logins elsewhere
+/// would take turns of the processor from them.
+const QUIET: Duration = Duration::from_millis(100);
 /// Span over which the peak use of the writer is remembered.
 const PEAK_SPAN: Duration = Duration::from_secs(60);

@@ -15,6 +15,7 @@ impl Pool {
     /// writer's role are closed, idle ones at once, lent ones when they come back.
     pub fn set_view(&mut self, now: Instant, roles: &[(LaneId, LaneRole)]) {
         let mut lost: Vec<LaneId> = Vec::new();
+        let awaited = (!self.queues.is_empty()).then_some(now);
         for &(id, role) in roles {
             match self.lane_mut(id) {
                 None => {
@@ -22,8 +23,10 @@ impl Pool {
                     self.lanes.push(lane);
                 }
                 Some(lane) => {
-                    if lane.role.writes() && !role.writes() {
-                        lost.push(id);
+                    match (lane.role.writes(), role.writes()) {
+                        (true, false) => lost.push(id),
+                        (false, true) => lane.awaited = awaited,
+                        (true, true) | (false, false) => {}
                     }
                     // A writer that is only confirmed is tried no sooner than that.
                     if !(lane.role.writes() && role.writes()) {
