@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use switchyard_testkit::{Client, Cluster, Cost, Pooler, Writers, wait_until};
+use switchyard_testkit::{Client, Cluster, Cost, Pooler, Writers, endure, wait_until};
 
 /// Clients that write without a pause.
 pub(crate) const WRITERS: usize = 20;
@@ -17,6 +17,10 @@ pub(crate) const IDLE: usize = 10;
 const MANY_IDLE: usize = 450;
 /// Time over which the cost of watching is measured.
 const REST: Duration = Duration::from_secs(5);
+
+/// Changes of writer without a pause between them.
+const CHANGES: usize = 100;
+const IN_A_ROW: &str = "100 in a row";
 
 /// What happens to the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +83,31 @@ pub(crate) fn run(program: &Path, rounds: usize, wanted: &[String]) -> io::Resul
             "| {name} | {first} | {median} | {last} | {disconnects} | {errors} | {idle} | {wrong} |"
         );
     }
+    if wants(IN_A_ROW) {
+        in_a_row(program)?;
+    }
+    Ok(())
+}
+
+/// A hundred changes of writer, and what is left of them.
+fn in_a_row(program: &Path) -> io::Result<()> {
+    let all = endure(program, CHANGES, WRITERS)?;
+    println!("{IN_A_ROW} ({WRITERS} writers; every other one without HOLD: {}):", all.unheld);
+    println!("| figure | before | after |\n|---|---|---|");
+    let (before, after, cost) = (all.before, all.after, &all.cost);
+    println!("| descriptors beside connections | {} | {} |", before.descriptors, after.descriptors);
+    println!("| threads | {} | {} |", before.threads, after.threads);
+    println!("| resident KiB | {} | {} |", before.memory, after.memory);
+    println!(
+        "{} rows acknowledged, {} errors, {} disconnects, {} wrong, {} lost, {} doubled; {} records",
+        cost.acknowledged,
+        cost.errors,
+        cost.disconnects,
+        cost.wrong,
+        cost.lost,
+        cost.doubled,
+        all.records
+    );
     Ok(())
 }
 

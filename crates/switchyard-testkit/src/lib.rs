@@ -4,6 +4,7 @@
 mod certificates;
 mod client;
 mod cluster;
+mod endurance;
 mod extended;
 mod faults;
 mod model;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 pub use certificates::{Certificates, KeyKind};
 pub use client::Client;
 pub use cluster::{Change, Cluster};
+pub use endurance::{Endurance, Holdings, endure};
 pub use extended::Messages;
 pub use faults::first_commit;
 pub use model::{Model, Peer};

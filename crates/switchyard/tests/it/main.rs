@@ -6,6 +6,7 @@ mod bounds;
 mod console;
 mod cookbook;
 mod drivers;
+mod endurance;
 mod failures;
 mod holes;
 mod hook_contract;
