@@ -86,17 +86,16 @@ impl House for Shared {
     fn publish(&self, database: &str, view: &View) -> Option<usize> {
         let entry = self.known_entry(database)?;
         let released = entry.view().is_holding() && !view.is_holding();
-        let mut waiting = 0;
         let (now, lanes) = (Instant::now(), pool::roles(view));
         entry.set_view(view.clone());
-        for pool in entry.pools() {
-            pool.set_gate(view.gate);
-            self.decide(&pool, |inner| {
-                waiting += inner.machine.counts(now, None).waiting;
-                inner.machine.set_view(now, &lanes);
-            });
-        }
+        let pools = entry.pools();
+        let waiting = pools.iter().map(|pool| pool.lock().machine.counts(now, None).waiting).sum();
+        // Clients get servers from the next line on, and their waits count.
         entry.meters.publish(now, view, waiting);
+        for pool in pools {
+            pool.set_gate(view.gate);
+            self.decide(&pool, |inner| inner.machine.set_view(now, &lanes));
+        }
         self.broadcast(|| Message::View(Arc::clone(&entry)));
         released.then_some(waiting)
     }

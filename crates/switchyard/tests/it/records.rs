@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use switchyard_testkit::{Client, Cluster, Pooler, Postgres, wait_until};
+use switchyard_testkit::{Change, Client, Cluster, Pooler, Postgres, wait_until};
 
 const PORT: &str = "select inet_server_port()";
 
@@ -25,63 +25,128 @@ fn directory(name: &str) -> io::Result<std::path::PathBuf> {
     Ok(path)
 }
 
+/// What a client's own clock says of its wait.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    stall: u64,
+    served: SystemTime,
+}
+
+/// Stops the writer, lets clients ask one after the other, and promotes; answers what their clocks
+/// say, shortest wait first.
+fn change(cluster: &mut Cluster, pooler: &Pooler) -> io::Result<(Change, Vec<Wait>)> {
+    let mut clients = Vec::new();
+    for _ in 0..ASKERS {
+        let mut client = Client::connect(pooler.port, "app")?;
+        client.run(PORT)?;
+        clients.push(client);
+    }
+    let holding = |pooler: &Pooler| {
+        let row = pooler.console("show clusters").unwrap_or_default();
+        let held: Option<usize> = row.split('|').nth(10).and_then(|cell| cell.parse().ok());
+        row.contains("|holding|").then_some(held).flatten()
+    };
+    let old = cluster.nodes().iter().position(|node| node.port == cluster.writer().port);
+    cluster.writer().stop("fast")?;
+    wait_until("hold", || holding(pooler).is_some())?;
+    let mut waiting = Vec::new();
+    for (index, mut client) in clients.into_iter().enumerate() {
+        waiting.push(std::thread::spawn(move || {
+            let asked = Instant::now();
+            client
+                .run(PORT)
+                .map(|port| (port, u64::try_from(asked.elapsed().as_millis()), SystemTime::now()))
+        }));
+        wait_until("a waiting client", || holding(pooler) == Some(index + 1))?;
+    }
+    let change = cluster.fail_over_after_stop()?;
+    let mut waits = Vec::new();
+    for thread in waiting {
+        let (port, stall, served) = thread.join().map_err(|_| io::Error::other("a panic"))??;
+        assert_eq!(port, [change.new.to_string()]);
+        waits.push(Wait { stall: stall.unwrap_or(u64::MAX), served });
+    }
+    waits.sort_by_key(|wait| wait.stall);
+    if let Some(old) = old {
+        cluster.nodes()[old].follow(cluster.writer())?;
+    }
+    Ok((change, waits))
+}
+
+/// The record of the last change.
+fn record(directory: &std::path::Path, count: usize) -> io::Result<serde_json::Value> {
+    let mut text = String::new();
+    wait_until("a record", || {
+        let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut names: Vec<_> = files.map(|file| file.path()).collect();
+        names.sort();
+        text = names.last().and_then(|f| std::fs::read_to_string(f).ok()).unwrap_or_default();
+        names.len() == count && text.ends_with("}\n")
+    })?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// By how many milliseconds the record and the clients' clocks differ. What the pooler measures
+/// lies within what clients do.
+fn apart(value: &serde_json::Value, waits: &[Wait]) -> u64 {
+    let number = |value: &serde_json::Value| value.as_u64().unwrap_or(u64::MAX);
+    let middle = waits[(waits.len() - 1) / 2].stall;
+    let longest = waits[waits.len() - 1].stall;
+    let mut differences = vec![
+        middle.checked_sub(number(&value["stall_ms"]["p50"])),
+        longest.checked_sub(number(&value["stall_ms"]["p99"])),
+        longest.checked_sub(number(&value["stall_ms"]["max"])),
+    ];
+    let began = UNIX_EPOCH + Duration::from_millis(number(&value["started_unix_ms"]));
+    let released = began + Duration::from_millis(number(&value["released_ms"]));
+    for wait in waits {
+        let seen = (wait.served + Duration::from_millis(2)).duration_since(released);
+        differences.push(seen.ok().and_then(|after| u64::try_from(after.as_millis()).ok()));
+    }
+    let least = differences.iter().all(Option::is_some);
+    assert!(least, "the record tells of longer waits than clients: {value} {waits:?}");
+    differences.into_iter().flatten().max().unwrap_or(u64::MAX)
+}
+
 #[test]
-fn a_record_agrees_with_a_client_s_clock() -> io::Result<()> {
+fn a_record_agrees_with_the_clocks_of_clients() -> io::Result<()> {
     if !super::wanted() {
         return Ok(());
     }
     let mut cluster = Cluster::start()?;
     let records = directory("records")?;
-    let pooler =
-        start(&cluster.entry("app"), &format!("switchover_record_dir = {}", records.display()))?;
-    let mut client = Client::connect(pooler.port, "app")?;
-    client.run("select 1")?;
-    let old = cluster.writer().port;
-    cluster.writer().kill()?;
-    wait_until("hold", || pooler.log().is_ok_and(|log| log.contains("holding clients")))?;
-    let (asked, asked_at) = (Instant::now(), SystemTime::now());
-    let held = std::thread::spawn(move || (client.run(PORT), Instant::now()));
-    wait_until("a waiting client", || {
-        let row = pooler.console("show clusters");
-        row.is_ok_and(|text| text.split('|').nth(10) == Some("1"))
-    })?;
-    let change = cluster.fail_over_after_stop()?;
-    let (port, served) = held.join().map_err(|_| io::Error::other("a panic"))?;
-    assert_eq!(port?, [change.new.to_string()]);
-    let stall = served - asked;
-    let mut text = String::new();
-    wait_until("a record", || {
-        let mut files = std::fs::read_dir(&records).into_iter().flatten().flatten();
-        let newest = files.find(|file| file.file_name().to_string_lossy().starts_with("app-"));
-        text = newest.and_then(|f| std::fs::read_to_string(f.path()).ok()).unwrap_or_default();
-        text.ends_with("}\n")
-    })?;
+    let settings = format!("switchover_record_dir = {}", records.display());
+    let pooler = start(&cluster.entry("app"), &settings)?;
+    let mut least = u64::MAX;
+    for round in 1..=ROUNDS {
+        let old = cluster.writer().port;
+        let (change, waits) = change(&mut cluster, &pooler)?;
+        let value = record(&records, round)?;
+        let number = |key: &str| value[key].as_u64().unwrap_or(u64::MAX);
+        assert_eq!(value["kind"], "failover");
+        assert_eq!(value["old_writer"], format!("127.0.0.1:{old}"));
+        assert_eq!(value["new_writer"], format!("127.0.0.1:{}", change.new));
+        assert_eq!(number("new_timeline"), number("old_timeline") + 1);
+        assert_eq!((number("held_clients"), number("timeouts")), (ASKERS as u64, 0));
+        assert!(number("detected_ms") <= number("elected_ms"), "{value}");
+        assert!(number("elected_ms") <= number("released_ms"), "{value}");
+        assert!(value["journal"].as_array().is_some_and(|journal| journal.len() > 2), "{value}");
+        least = least.min(apart(&value, &waits));
+        if least <= CLOSE {
+            break;
+        }
+    }
     std::fs::remove_dir_all(&records)?;
-    let value: serde_json::Value = serde_json::from_str(&text)?;
-    let number = |key: &str| value[key].as_u64().unwrap_or(u64::MAX);
-    assert_eq!(value["kind"], "failover");
-    assert_eq!(value["old_writer"], format!("127.0.0.1:{old}"));
-    assert_eq!(value["new_writer"], format!("127.0.0.1:{}", change.new));
-    assert_eq!((number("old_timeline"), number("new_timeline")), (1, 2));
-    assert_eq!((number("held_clients"), number("timeouts")), (1, 0));
-    assert!(number("detected_ms") <= number("elected_ms"), "{text}");
-    assert!(number("elected_ms") <= number("released_ms"), "{text}");
-    // The client's own clock, but for the way there and back on a busy machine.
-    let longest = value["stall_ms"]["max"].as_u64().unwrap_or(u64::MAX);
-    let stall = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
-    assert!(longest <= stall && stall - longest <= CLOSE, "{longest} {stall} {text}");
-    let began = UNIX_EPOCH + Duration::from_millis(number("started_unix_ms"));
-    let released = began + Duration::from_millis(number("released_ms"));
-    let seen = asked_at + (served - asked);
-    let apart = seen.duration_since(released).unwrap_or_default();
-    assert!(released <= seen + Duration::from_millis(1) && apart.as_millis() <= CLOSE.into());
-    assert!(value["journal"].as_array().is_some_and(|journal| journal.len() > 2), "{text}");
+    assert!(least <= CLOSE, "{least} ms apart");
     Ok(())
 }
 
-/// Milliseconds that two clocks may be apart. On a quiet machine it is less than ten; a thread of
-/// a busy one may have to wait for its turn that much longer.
-const CLOSE: u64 = 100;
+/// Clients that wait.
+const ASKERS: usize = 5;
+/// Milliseconds that a record and a client's clock may be apart. A thread of a busy machine may
+/// have to wait that long for its turn once, but not in every change.
+const CLOSE: u64 = 10;
+const ROUNDS: usize = 10;
 
 #[test]
 fn a_stale_writer_is_known_after_a_restart_of_the_pooler() -> io::Result<()> {
