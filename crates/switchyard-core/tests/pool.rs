@@ -65,7 +65,7 @@ struct Account {
     parked: HashSet<ServerId>,
     hosts: usize,
     /// Where each permit leads, and since when.
-    led: HashMap<ServerId, (usize, Instant)>,
+    led: HashMap<ServerId, usize>,
     /// Until when each host is to be passed over.
     failing: HashMap<usize, Instant>,
 }
@@ -116,13 +116,14 @@ impl Account {
         let failing = |host: &usize| self.failing.get(host).is_some_and(|until| self.now < *until);
         let all = (0..self.hosts).all(|host| failing(&host));
         assert!(all || !failing(&host), "a failing host is passed over");
-        self.led.insert(id, (host, self.now));
+        self.led.insert(id, host);
     }
 
     fn fail(&mut self, at: usize, kind: OpenFailureKind) {
         let id = self.opening.remove(at % self.opening.len());
-        if let Some((host, since)) = self.led.remove(&id) {
-            self.failing.insert(host, since + PAUSE);
+        if let Some(host) = self.led.remove(&id) {
+            // It counts from the moment at which it is known.
+            self.failing.insert(host, self.now + PAUSE);
         }
         let (text, sqlstate) = ("no".to_string(), "28000".to_string());
         self.pool.open_failed(self.now, id, OpenFailure { text, sqlstate, kind });
@@ -157,7 +158,7 @@ impl Account {
             }
             Step::Open(at) if !self.opening.is_empty() => {
                 let id = self.opening.remove(at % self.opening.len());
-                if let Some((host, _)) = self.led.remove(&id) {
+                if let Some(host) = self.led.remove(&id) {
                     self.failing.remove(&host);
                 }
                 self.pool.opened(self.now, id);

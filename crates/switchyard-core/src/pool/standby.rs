@@ -34,10 +34,7 @@ impl Pool {
             // The next client opens connections again.
             return;
         }
-        let mut lanes = self.lanes.iter();
-        if lanes
-            .any(|lane| lane.awaited.is_some_and(|at| now.saturating_duration_since(at) < QUIET))
-        {
+        if self.is_quiet_time(now) {
             return;
         }
         let target = self.standby_target(now);
@@ -58,6 +55,15 @@ impl Pool {
                 self.insert(now, lane, worker);
             }
         }
+    }
+}
+
+/// The moment after a change of writer.
+impl Pool {
+    /// Whether clients that waited for a writer go on right now.
+    pub(super) fn is_quiet_time(&self, now: Instant) -> bool {
+        let began = self.lanes.iter().filter_map(|lane| lane.awaited);
+        began.into_iter().any(|at| now.saturating_duration_since(at) < QUIET)
     }
 }
 
@@ -85,8 +91,8 @@ impl Pool {
 
 /// What clients are told that are not held.
 pub(super) const NO_WRITER: &str = "no writer";
-/// Time after a change of writer that belongs to the clients that waited for it: logins elsewhere
-/// would take turns of the processor from them.
+/// Time after a change of writer that belongs to the clients that waited for it: logins elsewhere,
+/// and servers that end, would take turns of the processor from them.
 const QUIET: Duration = Duration::from_millis(100);
 /// Span over which the peak use of the writer is remembered.
 const PEAK_SPAN: Duration = Duration::from_secs(60);

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use crate::ids::{LaneId, ServerId, WorkerId};
 use crate::pool::hosts::{HostList, HostOrder};
 use crate::pool::lane::{Lane, LaneRole};
-use crate::pool::slots::State;
+use crate::pool::slots::{Freshness, State};
 use crate::pool::{Effect, Limits, Minimum, Pool, Welcome};
 
 impl Pool {
     /// It is later: closes what is over its time and opens what may be tried again. `clients` is
     /// the number of clients of the pool.
     pub fn tick(&mut self, now: Instant, clients: usize) {
+        self.close_retired(now);
         self.close_idle(now);
         self.close_aged(now);
         self.end_suspicion(now);
@@ -194,6 +195,25 @@ impl Pool {
         for id in self.ids(lane, state) {
             if let Some(slot) = self.remove(id) {
                 self.effects.push_back(Effect::Abort(id, slot.home, reason));
+            }
+        }
+    }
+
+    /// No server of a lane is used again; idle ones are closed by the next [`Pool::tick`].
+    pub(super) fn retire_lane(&mut self, lane: LaneId, reason: &'static str) {
+        let slots = self.slots.iter().filter(|(_, slot)| slot.lane == lane);
+        for id in slots.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.spoil(id, reason);
+        }
+    }
+
+    fn close_retired(&mut self, now: Instant) {
+        if self.lanes.iter().all(|lane| lane.tally.stale == 0) || self.is_quiet_time(now) {
+            return;
+        }
+        for id in self.idle_ids() {
+            if let Some(Freshness::Stale(reason)) = self.slots.get(&id).map(|slot| slot.freshness) {
+                self.expel(id, reason);
             }
         }
     }

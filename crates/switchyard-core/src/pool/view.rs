@@ -12,7 +12,8 @@ const SUSPICION: Duration = Duration::from_millis(150);
 
 impl Pool {
     /// The nodes of the cluster and their roles have changed. Servers of a node that lost the
-    /// writer's role are closed, idle ones at once, lent ones when they come back.
+    /// writer's role are closed, lent ones when they come back, idle ones at once, or soon if
+    /// clients waited for the next writer and have been served.
     pub fn set_view(&mut self, now: Instant, roles: &[(LaneId, LaneRole)]) {
         let mut lost: Vec<LaneId> = Vec::new();
         let awaited = (!self.queues.is_empty()).then_some(now);
@@ -46,8 +47,13 @@ impl Pool {
         // Who waits comes first; the room that closed servers leave is for those who still wait.
         if !lost.is_empty() {
             self.serve_waiters(now);
+            // Who has been served needs no room, and each server takes its time to end.
+            let patient = self.is_quiet_time(now) && self.hunger.is_none();
             for id in lost {
-                self.recycle_lane(id, "database configuration changed");
+                match patient {
+                    true => self.retire_lane(id, "database configuration changed"),
+                    false => self.recycle_lane(id, "database configuration changed"),
+                }
             }
         }
         self.refuse_waiters();
