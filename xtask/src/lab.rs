@@ -17,14 +17,17 @@ const WRITERS: usize = 20;
 enum Kind {
     /// SWITCHOVER on the console, with Patroni's REST interface as `promote_command`.
     Console,
+    /// The same with `patroni_url`.
+    Url,
     /// Patroni, asked over its REST interface.
     Asked,
     /// Patroni, because the leader was killed.
     Killed,
 }
 
-const KINDS: [(Kind, &str); 3] = [
+const KINDS: [(Kind, &str); 4] = [
     (Kind::Console, "SWITCHOVER, promote_command"),
+    (Kind::Url, "SWITCHOVER, patroni_url"),
     (Kind::Asked, "switchover asked of Patroni"),
     (Kind::Killed, "kill -9 of the leader"),
 ];
@@ -42,14 +45,16 @@ pub(crate) fn patroni(root: &Path, rounds: usize) -> Result<(), String> {
 
 fn run(program: &Path, rounds: usize) -> io::Result<()> {
     let cluster = Patroni::start()?;
-    let settings =
-        format!("pool_mode = transaction\nmax_client_conn = 1000\n{}", cluster.promote_command());
-    let pooler = Pooler::start(program, &cluster.entry("app"), &settings)?;
     println!(
         "| change | stall ms | first ms | median ms | last ms | disconnects | errors | wrong rows |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     for (kind, name) in KINDS {
+        let own = [cluster.promote_command(), String::new()];
+        let [command, url] = if kind == Kind::Url { [String::new(), cluster.urls()] } else { own };
+        let entry = format!("{} {url}", cluster.entry("app"));
+        let settings = format!("pool_mode = transaction\nmax_client_conn = 1000\n{command}");
+        let pooler = Pooler::start(program, &entry, &settings)?;
         for _ in 0..rounds {
             let leader = cluster.settle()?;
             let writers = Writers::begin(leader.port, pooler.port, "app", WRITERS)?;
@@ -73,7 +78,9 @@ fn change(cluster: &Patroni, pooler: &Pooler, kind: Kind) -> io::Result<Change> 
     let (leader, candidate) = (cluster.settle()?, cluster.candidate()?);
     let (gone, direct) = (Instant::now(), first_commit(candidate.port));
     match kind {
-        Kind::Console => pooler.console(&format!("switchover app {}", candidate.name)).map(drop)?,
+        Kind::Console | Kind::Url => {
+            pooler.console(&format!("switchover app {}", candidate.name)).map(drop)?
+        }
         Kind::Asked => cluster.hand_over(leader, candidate)?,
         Kind::Killed => cluster.kill(leader)?,
     }

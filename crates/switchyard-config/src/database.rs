@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::connstr::{self, Numbers};
 use crate::settings::Settings;
+use crate::url::HttpUrl;
 use crate::value::{LoadBalance, PoolMode, Value as _};
 
 /// An entry of `[databases]`.
@@ -78,7 +79,7 @@ const SHARED: [&str; 20] = [
 ];
 
 /// Further keys that are known and kept as written.
-const OTHER: [&str; 4] = ["probe_user", "probe_password", "probe_dbname", "patroni_url"];
+const OTHER: [&str; 3] = ["probe_user", "probe_password", "probe_dbname"];
 
 /// Passwords are shorter than this, in bytes.
 const PASSWORD_MAX: usize = 65_531;
@@ -186,6 +187,11 @@ impl Database {
                 }
                 self.keep(key, value);
             }
+            // It may hold a password: the error does not repeat it.
+            "patroni_url" => match HttpUrl::list(&value) {
+                Some(_) => self.keep(key, value),
+                None => return Err("invalid patroni_url".into()),
+            },
             known if OTHER.contains(&known) => self.keep(key, value),
             _ => return Err(format!("unrecognized connection parameter: {key}")),
         }

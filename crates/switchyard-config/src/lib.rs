@@ -13,6 +13,7 @@ pub mod overrides;
 pub mod peer;
 mod remarks;
 pub mod settings;
+mod url;
 pub mod user;
 pub mod value;
 
@@ -22,5 +23,6 @@ pub use load::{Config, Loaded, load};
 pub use overrides::Overrides;
 pub use peer::Peer;
 pub use settings::{ConfigRow, Settings, Taken};
+pub use url::HttpUrl;
 pub use user::User;
 pub use value::{AuthType, LoadBalance, LostTransaction, Names, PoolMode};

@@ -162,6 +162,13 @@ impl Patroni {
         )
     }
 
+    /// The REST interfaces of all members, as `patroni_url` of an entry.
+    pub fn urls(&self) -> String {
+        let url = |member: &Member| format!("http://127.0.0.1:{}", member.rest);
+        let urls: Vec<String> = self.members.iter().map(url).collect();
+        format!("patroni_url='{}'", urls.join(","))
+    }
+
     /// Asks a Patroni to hand the role over.
     pub fn hand_over(&self, from: &Member, to: &Member) -> io::Result<()> {
         let body = format!("{{\"leader\":\"{}\",\"candidate\":\"{}\"}}", from.name, to.name);

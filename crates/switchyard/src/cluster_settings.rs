@@ -6,7 +6,7 @@ use switchyard_auth::secret::Secret;
 use switchyard_config::value::{
     Bytes, DrainAction as ConfigDrain, Fencing as ConfigFencing, Value,
 };
-use switchyard_config::{Config, Database};
+use switchyard_config::{Config, Database, HttpUrl};
 use switchyard_core::switchover::options::{
     DrainAction, Fencing, Newcomers, Options, Plan, PromoteBy, Timings,
 };
@@ -84,7 +84,13 @@ fn cluster(snapshot: &Snapshot, name: &str, definition: &Database) -> Option<Clu
             recovery_query: recovery.into(),
         },
         promote_command: promote_command(snapshot, definition),
+        patroni: patroni(definition),
     })
+}
+
+/// Patroni's interfaces; what is not one was refused when the entry was read.
+fn patroni(definition: &Database) -> Vec<HttpUrl> {
+    definition.other("patroni_url").and_then(HttpUrl::list).unwrap_or_default()
 }
 
 fn promote_command(snapshot: &Snapshot, definition: &Database) -> Option<String> {
@@ -96,7 +102,9 @@ fn promote_command(snapshot: &Snapshot, definition: &Database) -> Option<String>
 fn plan(snapshot: &Snapshot, definition: &Database) -> Plan {
     let settings = &snapshot.config.settings;
     let action = wish(definition, "drain_action", settings.drain_action);
-    let promote = if promote_command(snapshot, definition).is_some() {
+    let by_others =
+        promote_command(snapshot, definition).is_some() || !patroni(definition).is_empty();
+    let promote = if by_others {
         PromoteBy::Command
     } else if wish(definition, "promote_sql", settings.promote_sql) {
         PromoteBy::Sql

@@ -60,7 +60,7 @@ pub enum Newcomers {
 /// Who promotes in a planned switchover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromoteBy {
-    /// A program of the operator's (`promote_command`).
+    /// A program of the operator's (`promote_command`), or Patroni (`patroni_url`).
     Command,
     /// `pg_promote` on the target (`promote_sql`).
     Sql,

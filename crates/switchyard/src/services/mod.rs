@@ -5,6 +5,7 @@
 
 mod dial;
 pub mod names;
+mod patroni;
 pub mod probe;
 mod promote;
 
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use switchyard_config::HttpUrl;
 use switchyard_core::ids::{Ticket, WorkerId};
 use switchyard_core::names::Terms;
 
@@ -26,7 +28,7 @@ use switchyard_core::switchover::snapshot::{Change, ClusterSnapshot};
 use switchyard_core::switchover::topology::{Endpoint, TopologyRow};
 use switchyard_core::switchover::view::{NodeId, View};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 
 use crate::log::{Level, Log};
 use dial::Way;
@@ -42,6 +44,8 @@ pub struct ClusterOptions {
     pub login: ProbeLogin,
     /// The program that promotes, if one does.
     pub promote_command: Option<String>,
+    /// Patroni's REST interfaces, if Patroni looks after the nodes.
+    pub patroni: Vec<HttpUrl>,
 }
 
 /// What the cluster's task is told.
@@ -293,6 +297,8 @@ struct Watch {
     options: ClusterOptions,
     nodes: Nodes,
     context: Arc<Context>,
+    /// The task that looks for hints.
+    hints: Option<JoinHandle<()>>,
 }
 
 /// Looks one name up.
@@ -307,7 +313,8 @@ async fn watch((machine, options, inputs, mut received): Start, context: Arc<Con
     let names = Arc::clone(&context.names);
     let nodes = Nodes { login, names, inputs, senders: HashMap::new() };
     let database = options.machine.database.clone();
-    let mut watch = Watch { database, machine, options, nodes, context };
+    let mut watch = Watch { database, machine, options, nodes, context, hints: None };
+    watch.look_for_hints();
     loop {
         let (effects, timeout) = {
             let mut machine = lock(&watch.machine);
@@ -334,7 +341,24 @@ async fn watch((machine, options, inputs, mut received): Start, context: Arc<Con
     }
 }
 
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.hints.iter().for_each(JoinHandle::abort);
+    }
+}
+
 impl Watch {
+    /// Begins to look for hints anew, if there are places to look at.
+    fn look_for_hints(&mut self) {
+        self.hints.take().iter().for_each(JoinHandle::abort);
+        let urls = self.options.patroni.clone();
+        if !urls.is_empty() {
+            let (machine, inputs) = (Arc::clone(&self.machine), self.nodes.inputs.clone());
+            let watching = patroni::watch(urls, machine, inputs);
+            self.hints = Some(tokio::task::spawn_local(watching));
+        }
+    }
+
     /// Carries out an order; answers how many clients waited, if that ended a hold.
     fn act(&mut self, effect: Effect) -> Option<usize> {
         let database = &self.database;
@@ -360,6 +384,7 @@ impl Watch {
                 let way = self.nodes.way(endpoint);
                 let order = promote::Order {
                     command: self.options.promote_command.clone(),
+                    patroni: self.options.patroni.clone(),
                     name,
                     old,
                     deadline,
@@ -417,7 +442,12 @@ impl Watch {
                     self.nodes.senders.clear();
                 }
                 machine.handle_options(now, options.machine.clone());
+                drop(machine);
+                let anew = self.options.patroni != options.patroni;
                 self.options = *options;
+                if anew {
+                    self.look_for_hints();
+                }
             }
             Some(Input::Stop) => {}
         }

@@ -1,20 +1,25 @@
-//! Promotion of a node, by a program of the operator's or by `pg_promote`.
+//! Promotion of a node, by a program of the operator's, by Patroni or by `pg_promote`.
 
 use std::cell::Cell;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use switchyard_config::HttpUrl;
 use switchyard_core::switchover::topology::Endpoint;
 use tokio::time::timeout;
 
 use super::dial::Way;
+use super::patroni;
 use super::probe::{Connection, Phase};
 
 /// What is to be done.
 pub(super) struct Order {
-    /// The program with its arguments; without one `pg_promote` is called.
+    /// The program with its arguments; without one Patroni is asked, and without that as well
+    /// `pg_promote` is called.
     pub(super) command: Option<String>,
+    /// Patroni's interfaces.
+    pub(super) patroni: Vec<HttpUrl>,
     /// The node's name.
     pub(super) name: String,
     /// Name of the writer that goes.
@@ -31,6 +36,9 @@ const OUTPUT_MAX: u64 = 500;
 /// Promotes.
 pub(super) async fn run(order: Order, way: &Way) -> Result<(), String> {
     let Some(command) = &order.command else {
+        if !order.patroni.is_empty() {
+            return patroni::hand_over(&order.patroni, &order, &way.endpoint).await;
+        }
         return by_sql(&order, way).await;
     };
     let words = arguments(command, &order, &way.endpoint)?;
@@ -127,8 +135,13 @@ mod tests {
 
     #[test]
     fn a_command_is_words_with_places_filled_in() {
-        let order =
-            Order { command: None, name: "n2".into(), old: "n1".into(), deadline: Instant::now() };
+        let order = Order {
+            command: None,
+            patroni: Vec::new(),
+            name: "n2".into(),
+            old: "n1".into(),
+            deadline: Instant::now(),
+        };
         let at = Endpoint { host: "10.0.0.2".into(), port: 5433 };
         let words = arguments("ctl 'a b' --to=%n:%p -h %h \"%o\" 100%% ''", &order, &at);
         let wanted = ["ctl", "a b", "--to=n2:5433", "-h", "10.0.0.2", "n1", "100%", ""];

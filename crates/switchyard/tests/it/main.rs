@@ -24,6 +24,7 @@ mod hosts;
 mod login;
 mod losses;
 mod misuse;
+mod patroni;
 mod planned;
 mod pools;
 mod process;
