@@ -99,7 +99,8 @@ fn in_a_row(program: &Path) -> io::Result<()> {
     println!("| threads | {} | {} |", before.threads, after.threads);
     println!("| resident KiB | {} | {} |", before.memory, after.memory);
     println!(
-        "{} rows acknowledged, {} errors, {} disconnects, {} wrong, {} lost, {} doubled; {} records",
+        "{} rows acknowledged, {} errors, {} disconnects, {} wrong, {} lost, {} doubled; \
+         {} records",
         cost.acknowledged,
         cost.errors,
         cost.disconnects,

@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn members_of_a_cluster_and_what_is_none() {
         let text = r#"{"members": [{"name": "n1", "role": "leader", "host": "a", "port": 1},
-            {"name": "n2", "role": "sync_standby", "port": "x"}, {"role": "leader"}], "scope": "s"}"#;
+            {"name": "n2", "role": "sync_standby", "port": "x"}, {"role": "leader"}],
+            "scope": "s"}"#;
         let members = read_members(text.as_bytes()).unwrap_or_default();
         let endpoint = Some(Endpoint { host: "a".into(), port: 1 });
         let one = Member { name: "n1".into(), endpoint, leads: Leads::Yes };
