@@ -330,7 +330,9 @@ fn standbys_get_as_many_connections_as_were_used_and_not_while_clients_go_on() {
             lent.push(id);
         }
     }
-    lent.into_iter().for_each(|id| drop(pool.checkin(at(3), id, WorkerId(0))));
+    for id in lent {
+        assert_eq!(pool.checkin(at(3), id, WorkerId(0)), Checkin::Idle);
+    }
     pool.tick(at(300), 5);
     assert_eq!(open_all(&mut pool, at(300), two), 4, "all were back when it was looked");
 
