@@ -13,6 +13,7 @@ use crate::packages;
 mod crowd;
 mod hooks;
 mod logins;
+mod patience;
 
 /// What to measure.
 #[derive(Clone)]
@@ -122,8 +123,10 @@ fn measure(plan: &Plan, subjects: &[Subject]) -> io::Result<()> {
         hooks::costs(plan, &subjects[0], &server)?;
     }
     logins::run(plan, subjects, &server, &wanted)?;
-    if wanted("sleep") {
-        hooks::sleepers(plan, &subjects[0], &server)?;
+    if wanted("patience") {
+        patience::alone(plan, &subjects[0], &server)?;
+        patience::beside(plan, &subjects[0], &server)?;
+        patience::deaths(plan, &subjects[0], &server)?;
     }
     if wanted("copy") {
         compare("CPU s per GB, COPY OUT", plan, subjects, |subject| copy_out(subject, &server))?;

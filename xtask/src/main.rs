@@ -74,8 +74,8 @@ enum Task {
     },
     /// Measures CPU time and memory beside Debian's pgbouncer and other poolers.
     Bench {
-        /// Only these: simple, extended, prepared, unix, workers, copy, idle, hooks, sleep,
-        /// switchover, rivals, crowd, logins, tls-logins, tls, tls-storm, tls-idle.
+        /// Only these: simple, extended, prepared, unix, workers, copy, idle, hooks,
+        /// patience, switchover, rivals, crowd, logins, tls-logins, tls, tls-storm, tls-idle.
         scenarios: Vec<String>,
         /// Another pooler that reads a pgbouncer.ini, as NAME=PROGRAM.
         #[arg(long)]

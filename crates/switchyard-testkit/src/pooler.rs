@@ -120,16 +120,27 @@ impl Pooler {
 
     /// CPU time of the processes that it has started, as far as they still run.
     pub fn cpu_of_children(&self) -> io::Result<Duration> {
-        let mut sum = Duration::ZERO;
+        // Who has ended meanwhile has no such file.
+        let stats =
+            self.children()?.into_iter().map(|pid| stat_fields(&format!("/proc/{pid}/stat")));
+        Ok(stats.flatten().map(|fields| spent(&fields)).sum())
+    }
+
+    /// The processes that it has started and that still run, by number.
+    pub fn children(&self) -> io::Result<Vec<u32>> {
+        let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc")? {
-            let stat = entry?.path().join("stat");
-            // What is no process, or has ended meanwhile, has no such file.
-            let Ok(fields) = stat_fields(&stat.display().to_string()) else { continue };
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let Ok(fields) = stat_fields(&format!("/proc/{pid}/stat")) else { continue };
             if fields.get(1) == Some(&u64::from(self.child.id())) {
-                sum += spent(&fields);
+                found.push(pid);
             }
         }
-        Ok(sum)
+        found.sort_unstable();
+        Ok(found)
     }
 
     /// Resident memory in KiB.

@@ -1,15 +1,15 @@
-//! What rules and functions cost: CPU time of the pooler per transaction on top of none, that of
-//! the Python processes beside it, and what one user's sleeping function does to the others.
+//! What rules and functions cost: CPU time of the pooler per transaction on top of none, and that
+//! of the Python processes beside it. What they do to latencies is in `patience`.
 
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use switchyard_testkit::{Client, Pooler, Postgres, Rules};
+use switchyard_testkit::{Pooler, Postgres, Rules, Venv};
 
 use super::{CLIENTS, Plan, Subject, median, start};
 
 /// The table of expressions as it is published, and a rewriting function that changes nothing.
-const TABLE: &str = r"
+pub(super) const TABLE: &str = r"
 import re
 routing = {r'.*tablea.*': 'postgres', r'.*tableb.*': 'postgres'}
 def routing_rules(username, query, in_transaction):
@@ -21,22 +21,22 @@ def rewrite_query(username, query, in_transaction):
     return query
 ";
 
-const NONE: &str = "
+pub(super) const NONE: &str = "
 def routing_rules(username, query, in_transaction):
     return None
 def rewrite_query(username, query, in_transaction):
     return None
 ";
 
-const SLEEPING: &str = r"
-import time
+/// A parser in the function.
+const PARSING: &str = "
+import sqlparse
 def routing_rules(username, query, in_transaction):
-    if username == 'app':
-        time.sleep(0.3)
+    sqlparse.parse(query)
     return None
 ";
 
-const FUNCTIONS: [&str; 2] = ["routing_rules", "rewrite_query"];
+pub(super) const FUNCTIONS: [&str; 2] = ["routing_rules", "rewrite_query"];
 
 /// Few enough texts for a cache that goes by the text.
 const SCRIPT: &str = "\\set aid random(1, 1000)
@@ -57,6 +57,12 @@ pub(super) fn costs(plan: &Plan, subject: &Subject, server: &Postgres) -> io::Re
     let names = ["table of expressions, pure", "return None", "table of expressions"];
     let lines = modules.iter().map(|rules| rules.settings(&FUNCTIONS));
     cases.extend(names.into_iter().zip(lines));
+    let (parsing, venv) = (Rules::new(PARSING)?, Venv::new(&["sqlparse"])?);
+    if let Some(venv) = &venv {
+        let lines = parsing.settings(&["routing_rules"]);
+        let lines = format!("{lines}hook_python = {}\n", venv.path().display());
+        cases.push(("sqlparse in the function", lines));
+    }
     let mut script = tempfile::NamedTempFile::new()?;
     script.write_all(SCRIPT.as_bytes())?;
     let (script, clients) = (script.path().display().to_string(), CLIENTS.to_string());
@@ -84,38 +90,6 @@ pub(super) fn costs(plan: &Plan, subject: &Subject, server: &Postgres) -> io::Re
             &subject.name
         });
         println!("| of Python beside it | | {python:.2} | |");
-    }
-    Ok(())
-}
-
-/// Latency of users whose functions are fast, while a user's function sleeps and while none does.
-pub(super) fn sleepers(plan: &Plan, subject: &Subject, server: &Postgres) -> io::Result<()> {
-    let rules = Rules::new(SLEEPING)?;
-    let pooler = start(subject, server, &rules.settings(&["routing_rules"]))?;
-    for (name, sleeping) in [("nobody sleeps", false), ("one user's function sleeps", true)] {
-        let end = Instant::now() + Duration::from_secs(plan.seconds.into());
-        let measured = std::thread::scope(|scope| -> io::Result<Vec<Duration>> {
-            let sleeper = scope.spawn(|| -> io::Result<()> {
-                let mut client = pooler.session("app", "postgres")?;
-                while sleeping && Instant::now() < end {
-                    client.run("select 1")?;
-                }
-                Ok(())
-            });
-            let mut client = Client::connect(pooler.port, "postgres")?;
-            let mut measured = Vec::new();
-            while Instant::now() < end {
-                let start = Instant::now();
-                client.run("select 1")?;
-                measured.push(start.elapsed());
-            }
-            sleeper.join().map_err(|_| io::Error::other("a panic"))??;
-            Ok(measured)
-        });
-        let mut measured = measured?;
-        measured.sort();
-        let p99 = measured[measured.len() * 99 / 100].as_secs_f64() * 1000.0;
-        println!("| p99 ms of another user, {name} | {} | {p99:.2} | |", subject.name);
     }
     Ok(())
 }
