@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 /// works better than in PgBouncer, and ends. `switchyard test-hooks --help` tells how to run the
 /// configured rules and functions without a server.
 #[derive(Debug, Parser)]
-#[command(disable_version_flag = true)]
+#[command(disable_version_flag = true, args_override_self = true, infer_long_args = true)]
 pub struct Arguments {
     /// Run in the background; needs a pidfile.
     #[arg(short, long)]
@@ -57,7 +58,7 @@ impl Arguments {
         let arguments = match found.and_then(|found| Arguments::from_arg_matches(&found)) {
             Ok(arguments) => arguments,
             Err(error) if !error.use_stderr() => {
-                print!("{error}");
+                say(&error.to_string());
                 return Err(ExitCode::SUCCESS);
             }
             Err(error) => return Err(refuse(&name, &complaint(&error))),
@@ -77,6 +78,11 @@ impl Arguments {
             _ => None,
         }
     }
+}
+
+/// Writes to standard output, of which the reader may have seen enough.
+pub fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn refuse(name: &str, text: &str) -> ExitCode {
@@ -122,6 +128,15 @@ mod tests {
         assert_eq!(check(&["check", "a.ini"]), Some(Task::Check("a.ini".into())));
         assert_eq!(check(&["check", "check"]), Some(Task::Check("check".into())));
         assert_eq!(check(&["-V"]), Some(Task::Version));
+        // As getopt_long() has it: options may be repeated, and shortened.
+        for words in
+            [&["-q", "-q", "-d", "-d", "a.ini"][..], &["-dqvv", "--verb", "--qui", "a.ini"]]
+        {
+            assert_eq!(check(words), Some(Task::Run("a.ini".into())), "{words:?}");
+        }
+        let twice = ["switchyard", "-u", "a", "--user=b", "-uc", "a.ini"];
+        let user = Arguments::try_parse_from(twice).ok().and_then(|found| found.user);
+        assert_eq!(user.as_deref(), Some("c"));
         for wrong in [&[][..], &["a", "b"], &["check", "a", "b"], &["--nope", "a"]] {
             assert_eq!(check(wrong), None, "{wrong:?}");
         }

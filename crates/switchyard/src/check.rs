@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use switchyard_config::{AuthType, Config, Severity, load, reason};
 
 use crate::access::Access;
+use crate::arguments::say;
 use crate::log::{Level, Log, Stderr};
 use crate::rules::NativeRules;
 use crate::services::names;
@@ -29,14 +30,14 @@ pub fn run(path: &Path) -> ExitCode {
     for (severity, text) in
         order.iter().flat_map(|wanted| lines.iter().filter(move |(severity, _)| severity == wanted))
     {
-        println!("{} {}", word(*severity), text.replace('\n', "\n\t"));
+        say(&format!("{} {}\n", word(*severity), text.replace('\n', "\n\t")));
     }
     let [errors, warnings, advice, ignored, better] = order.map(count);
-    println!(
+    say(&format!(
         "{}: {errors} errors, {warnings} warnings, {advice} pieces of advice, {ignored} ignored, \
-         {better} better than PgBouncer",
+         {better} better than PgBouncer\n",
         path.display()
-    );
+    ));
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use switchyard::access::Access;
-use switchyard::arguments::{Arguments, Task};
+use switchyard::arguments::{Arguments, Task, say};
 use switchyard::log::{Level, Log, Stderr};
 use switchyard::reload::{self, Occasion};
 use switchyard::services::{House, Services};
@@ -17,6 +17,9 @@ use switchyard::worker::{Message, Seat, Worker};
 use switchyard::{check, listen, options, process, signals, trial};
 use switchyard_config::Config;
 use switchyard_core::ids::WorkerId;
+
+/// Users that need no entry: the console's own.
+const CONSOLE_USERS: usize = 1;
 
 /// Libraries of `--version` and the line that tells that we are up.
 const LIBRARIES: [&str; 3] = ["libevent none (epoll)", "adns: getaddrinfo", "tls: rustls"];
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
         Task::Run(path) => path,
         Task::Check(path) => return check::run(&path),
         Task::Version => {
-            println!("{}\n{}", program(), LIBRARIES.join("\n"));
+            say(&format!("{}\n{}\n", program(), LIBRARIES.join("\n")));
             return ExitCode::SUCCESS;
         }
     };
@@ -95,7 +98,11 @@ fn start(path: &Path, arguments: &Arguments, log: &Arc<Log>) -> Result<Never, St
     let pidfile = config.settings.pidfile.clone();
     let access = Access::load(&config, &Access::default(), log)?;
     let snapshot = options::snapshot(config, access, tls, mock_key);
-    process::note_descriptors(&snapshot.config, snapshot.access.users.names().count(), log);
+    process::note_descriptors(
+        &snapshot.config,
+        snapshot.access.users.names().count() + CONSOLE_USERS,
+        log,
+    );
     let opened = listen::open(&snapshot.config.settings, log)?;
     let shared = Arc::new(Shared::new(Arc::clone(log), snapshot, workers));
     shared.remains.set_listeners(opened.handles());

@@ -127,6 +127,28 @@ fn methods_that_ask_in_the_clear_tell_that_there_is_no_such_user() -> io::Result
     Ok(())
 }
 
+#[test]
+fn passwords_expire_for_the_usual_question() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let settings = "auth_type = scram-sha-256\nauth_user = postgres\npool_mode = transaction";
+    let (postgres, pooler) = asked("own = SERVER dbname=postgres", settings)?;
+    let user = |user: &str| {
+        psql(pooler.port, &format!("user={user} dbname=own"), "secret", "select current_user")
+    };
+    for valid_until in ["infinity", "2001-01-01", "2100-01-01"] {
+        postgres.sql(&format!("alter role found valid until '{valid_until}'"))?;
+        match valid_until {
+            "2001-01-01" => refused(user("found"), "SASL authentication failed"),
+            _ => assert_eq!(user("found"), Ok("found".into()), "{valid_until}"),
+        }
+    }
+    postgres.sql("alter role found nologin")?;
+    refused(user("found"), "SASL authentication failed");
+    Ok(())
+}
+
 /// A client's startup parameters must not act on the query that looks its user up.
 #[test]
 fn nothing_of_a_client_is_set_where_its_user_is_looked_up() -> io::Result<()> {
