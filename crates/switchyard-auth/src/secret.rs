@@ -77,12 +77,22 @@ pub struct Known {
     /// The secret.
     pub secret: Secret,
     derived: OnceLock<Stored>,
+    md5: OnceLock<Vec<u8>>,
 }
 
 impl Known {
     /// A secret that nothing was derived from.
     pub fn new(secret: Secret) -> Self {
-        Known { secret, derived: OnceLock::new() }
+        Known { secret, derived: OnceLock::new(), md5: OnceLock::new() }
+    }
+
+    /// The MD5 secret of this user, who is the same at each call; `None` for one who has none.
+    pub fn md5(&self, user: &[u8]) -> Option<&[u8]> {
+        match &self.secret {
+            Secret::Plain(password) => Some(self.md5.get_or_init(|| md5::secret(user, password))),
+            Secret::Md5(stored) => Some(stored),
+            Secret::Empty | Secret::Scram(..) => None,
+        }
     }
 
     /// The SCRAM verifier of a plain password. It is derived at the first call, which takes as

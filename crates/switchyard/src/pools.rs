@@ -25,8 +25,9 @@ use crate::worker::server::Server;
 /// Parameters of the first server of a pool, for welcomes.
 #[derive(Debug)]
 pub struct Welcome {
-    /// Reported parameters that are not tracked, in the server's order.
-    pub untracked: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The first messages: AuthenticationOk, and the reported parameters that are not tracked, in
+    /// the server's order.
+    pub greeting: Vec<u8>,
     /// Tracked ones.
     pub params: Params,
 }

@@ -153,13 +153,9 @@ impl Login {
         }
         let accepted = match (self.secret(), self.method) {
             (None, _) => false,
-            (Some(secret), Method::Md5(salt)) => {
-                let stored = match secret {
-                    Secret::Plain(known) => Some(md5::secret(&self.user, known)),
-                    Secret::Md5(stored) => Some(stored.clone()),
-                    Secret::Empty | Secret::Scram(..) => None,
-                };
-                stored.is_some_and(|stored| same(&md5::response(&stored, salt), password))
+            (Some(_), Method::Md5(salt)) => {
+                let stored = self.known.as_ref().and_then(|known| known.md5(&self.user));
+                stored.is_some_and(|stored| same(&md5::response(stored, salt), password))
             }
             (Some(secret), Method::Plain | Method::Scram) => secret.accepts(&self.user, password),
         };

@@ -13,6 +13,7 @@ use switchyard_core::server::request::HiddenQuery;
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_io::poller::Watch;
 use switchyard_io::{Key, Ready, Remote, Stream};
+use switchyard_wire::build::{self, Authentication};
 use switchyard_wire::frame;
 
 use crate::log::Level;
@@ -221,7 +222,8 @@ impl Worker {
             return;
         };
         let mut params = Params::unset(&tracked);
-        let mut untracked = Vec::new();
+        let mut greeting = Vec::new();
+        build::authentication(&mut greeting, Authentication::Ok);
         let standby = !server.pool.lock().machine.is_writer(server.lane);
         for (name, mut value) in welcome.parameters {
             // Clients of a cluster come for its writer, whoever is the first to log us in.
@@ -230,7 +232,7 @@ impl Worker {
             }
             match tracked.index(&name) {
                 Some(index) => params.set(index, &value),
-                None => untracked.push((name, value)),
+                None => build::parameter_status(&mut greeting, &name, &value),
             }
         }
         server.key = welcome.key;
@@ -239,7 +241,7 @@ impl Worker {
         let (id, lane, pool) = (server.id, server.lane, Arc::clone(&server.pool));
         pool.decide(&mut self.orders, |inner| {
             if inner.machine.is_writer(lane) || inner.welcome.is_none() {
-                inner.welcome = Some(Arc::new(PoolWelcome { untracked, params }));
+                inner.welcome = Some(Arc::new(PoolWelcome { greeting, params }));
             }
             inner.machine.opened(now, id);
         });

@@ -7,7 +7,7 @@ use switchyard_core::client::session::Session;
 use switchyard_core::client::startup::Version;
 use switchyard_core::params::Params;
 use switchyard_io::Key;
-use switchyard_wire::build::{self, Authentication, Report};
+use switchyard_wire::build::{self, Report};
 
 use crate::entries::Admission;
 use crate::pools::{Stats, Welcome};
@@ -132,10 +132,7 @@ fn welcome_bytes(
     notice: &str,
 ) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(512);
-    build::authentication(&mut bytes, Authentication::Ok);
-    for (name, value) in &welcome.untracked {
-        build::parameter_status(&mut bytes, name, value);
-    }
+    bytes.extend_from_slice(&welcome.greeting);
     for (index, name) in tracked.names().enumerate() {
         if let Some(value) = params.value(index) {
             build::parameter_status(&mut bytes, name.as_bytes(), value);
