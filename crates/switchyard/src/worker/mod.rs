@@ -5,10 +5,12 @@
 //! of the turn, so that no handler is entered twice.
 //!
 //! Where to look: `accept` and `login` until a client is welcome, `relay` for its traffic,
+//! `hooking`, `verdicts`, `calls` and `booths` for the user's functions,
 //! `checkout` for servers changing hands, `connect` for new servers, `close` for ends, `console`
 //! for the console, `timers` and `due` for time limits.
 
 mod accept;
+mod booths;
 pub mod buffer;
 mod calls;
 mod cancel;
@@ -35,6 +37,7 @@ mod secure;
 pub mod server;
 mod session;
 mod timers;
+mod verdicts;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -54,8 +57,8 @@ use crate::pools::{Orders, SharedPool};
 use crate::rules::NativeRules;
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
+use crate::worker::booths::Booths;
 use crate::worker::buffer::Spare;
-use crate::worker::calls::Booths;
 use crate::worker::client::Client;
 use crate::worker::console::gather::{Answering, Survey};
 use crate::worker::console::suspend::Rest;

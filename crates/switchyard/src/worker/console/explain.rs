@@ -9,7 +9,7 @@ use switchyard_core::rules::{Place, Subject};
 use switchyard_io::Key;
 
 use crate::rules::{Decided, Native};
-use crate::worker::calls::{Question, Reply};
+use crate::worker::booths::{Question, Reply};
 use crate::worker::console::tables::text;
 use crate::worker::console::{Done, Wait};
 use crate::worker::{Todo, Worker};
