@@ -26,7 +26,7 @@ fn serve(
     let users = rules.path().with_file_name("users");
     std::fs::write(&users, names.map(|name| format!("\"{name}\" \"\"\n")).collect::<String>())?;
     let settings = format!(
-        "pool_mode = transaction\nauth_file = {}\n{settings}\n{}",
+        "pool_mode = transaction\nhook_timeout = 20\nauth_file = {}\n{settings}\n{}",
         users.display(),
         rules.settings(&[function])
     );

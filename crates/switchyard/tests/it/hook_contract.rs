@@ -82,7 +82,8 @@ fn an_old_relative_serves_beside_postgresql() -> io::Result<()> {
         server.port
     );
     for mode in ["transaction", "session"] {
-        let settings = format!("pool_mode = {mode}\n{}", rules.settings(&["routing_rules"]));
+        let rules_lines = rules.settings(&["routing_rules"]);
+        let settings = format!("pool_mode = {mode}\nhook_timeout = 20\n{rules_lines}");
         let pooler = Pooler::start(super::program(), &entries, &settings)?;
         for _ in 0..2 {
             let mut client = Client::connect(pooler.port, "dev")?;
@@ -133,7 +134,7 @@ fn each_message_is_judged_once_with_what_is_true_then() -> io::Result<()> {
     let (rules, file) = scribe(&marks)?;
     let settings = format!(
         "pool_mode = transaction\ndefault_pool_size = 1\nworkers = 1\npkt_buf = 4096\n\
-         client_idle_timeout = 0\n{}",
+         client_idle_timeout = 0\nhook_timeout = 20\n{}",
         rules.settings(&["rewrite_query", "routing_rules"])
     );
     let pooler = Pooler::start(super::program(), &entry, &settings)?;
@@ -198,8 +199,10 @@ fn bytes_of_any_encoding_arrive_as_they_were() -> io::Result<()> {
     let entry = format!("dev = host=127.0.0.1 port={} dbname=postgres", server.port);
     let marks = tempfile::tempdir()?;
     let (rules, _) = scribe(&marks)?;
-    let settings =
-        format!("pool_mode = transaction\n{}", rules.settings(&["rewrite_query", "routing_rules"]));
+    let settings = format!(
+        "pool_mode = transaction\nhook_timeout = 20\n{}",
+        rules.settings(&["rewrite_query", "routing_rules"])
+    );
     let pooler = Pooler::start(super::program(), &entry, &settings)?;
     let mut client = Client::connect(pooler.port, "dev")?;
     client.run("set client_encoding = 'LATIN1'")?;

@@ -98,7 +98,7 @@ fn wild_functions_harm_their_own_call_only() -> io::Result<()> {
     let (_server, entry) = server()?;
     let rules = Rules::new(WILD)?;
     let settings = format!(
-        "pool_mode = transaction\nworkers = 2\nhook_timeout = 2\nrewrite_on_error = error\n\
+        "pool_mode = transaction\nworkers = 2\nhook_timeout = 6\nrewrite_on_error = error\n\
          hook_max_rss = 60MB\nmax_packet_size = 20000000\n{}",
         rules.settings(&["rewrite_query"])
     );

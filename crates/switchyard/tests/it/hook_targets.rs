@@ -17,8 +17,10 @@ fn lab(entries: &str, settings: &str) -> io::Result<(Postgres, Rules, Pooler)> {
     server.sql("create role forced login; create role app login")?;
     let rules = Rules::new(BY_COMMENT)?;
     let entries = entries.replace("SERVER", &format!("host=127.0.0.1 port={}", server.port));
-    let settings =
-        format!("pool_mode = transaction\n{settings}\n{}", rules.settings(&["routing_rules"]));
+    let settings = format!(
+        "pool_mode = transaction\nhook_timeout = 20\n{settings}\n{}",
+        rules.settings(&["routing_rules"])
+    );
     let pooler = Pooler::start(super::program(), &entries, &settings)?;
     Ok((server, rules, pooler))
 }

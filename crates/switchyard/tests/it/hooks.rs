@@ -60,8 +60,9 @@ pub(super) fn lab(settings: &str) -> io::Result<Lab> {
         entry("dev.2", servers[1].port),
     ]
     .concat();
+    // On a busy machine a call may wait for long.
     let settings = format!(
-        "routing_rules_py_module_file = {at}/routes.py\n\
+        "hook_timeout = 20\nrouting_rules_py_module_file = {at}/routes.py\n\
          rewrite_query_py_module_file = {at}/rewrites.py\n{settings}"
     );
     let pooler = Pooler::start(super::program(), &databases, &settings)?;
