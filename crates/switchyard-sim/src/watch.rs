@@ -306,7 +306,6 @@ fn facts(node: &Node, status: Status) -> Facts {
         lsn: Some(node.disk.log.len() as u64),
         started: None,
         cheap: Cheap::Enough,
-        address: None,
         stream: Stream::Unknown,
         proof: if status == Status::Writer { Proof::Writes } else { Proof::ReadOnly },
     }

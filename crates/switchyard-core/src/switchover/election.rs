@@ -25,7 +25,7 @@ pub struct Memory {
 impl Memory {
     /// Takes in what the writer says of itself.
     pub(super) fn learn_writer(&mut self, facts: &Facts) {
-        self.server = facts.server().or(self.server.take());
+        self.server = facts.server().or(self.server);
         self.written = facts.timeline.or(self.written);
     }
 

@@ -218,9 +218,8 @@ impl Server {
             system: Some(7),
             timeline: Some(self.timeline),
             lsn: Some(7),
-            started: Some(1),
+            started: i64::try_from(at).ok(),
             cheap: Cheap::Enough,
-            address: Some(at.to_string()),
             stream: Stream::Unknown,
             proof: if self.writer { Proof::Writes } else { Proof::ReadOnly },
         }

@@ -75,23 +75,20 @@ pub struct Facts {
     pub started: Option<i64>,
     /// Whether the cheap question may be used from here on.
     pub cheap: Cheap,
-    /// The server's own address and port on this connection.
-    pub address: Option<String>,
     /// Whether a standby follows somebody.
     pub stream: Stream,
     /// Whether the transaction in which it was asked could write.
     pub proof: Proof,
 }
 
-/// A running server, however it is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A running server, however it is reached: it has an address of its own on each way, so that
+/// only the moment of its start, in microseconds, tells it from others of its system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Server {
     /// System identifier.
     pub system: u64,
     /// Start of its postmaster.
     pub started: i64,
-    /// Its own address and port.
-    pub address: String,
 }
 
 /// Whether a transaction on a node can write.
@@ -131,8 +128,7 @@ impl Facts {
 
     /// The running server that answers, if it tells enough of itself.
     pub(super) fn server(&self) -> Option<Server> {
-        let (system, started) = (self.system?, self.started?);
-        Some(Server { system, started, address: self.address.clone()? })
+        Some(Server { system: self.system?, started: self.started? })
     }
 }
 

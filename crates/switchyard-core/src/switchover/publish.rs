@@ -25,6 +25,17 @@ impl Cluster {
                 lines.push((Severity::Log, text));
             }
         }
+        for node in nodes.iter().filter(|node| node.state == NodeState::Removed) {
+            let before = old.node(node.id).map(|before| before.state);
+            if Some(node.id) != writer && before != Some(NodeState::Removed) {
+                let database = &self.options.database;
+                let text = format!(
+                    "cluster \"{database}\": node {} is the same server as another node",
+                    node.name
+                );
+                lines.push((Severity::Warning, text));
+            }
+        }
         // While there is no writer, refusals are told by the search for one.
         for node in nodes.iter().filter(|node| node.state == NodeState::Fenced) {
             let before = old.node(node.id).map(|before| before.state);

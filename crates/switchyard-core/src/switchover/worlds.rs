@@ -111,7 +111,6 @@ impl World {
                         lsn: Some(7),
                         started: None,
                         cheap: Cheap::Enough,
-                        address: None,
                         stream: Stream::Unknown,
                         // Some writers have to be asked once more.
                         proof: if real.timeline.is_multiple_of(2) {

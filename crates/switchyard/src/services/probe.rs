@@ -71,12 +71,11 @@ const FACTS: [&str; 2] = [
      (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end \
      - '0/0'::pg_lsn)::text, \
      (extract(epoch from pg_postmaster_start_time()) * 1000000)::int8::text, \
-     coalesce(host(inet_server_addr()) || ':' || inet_server_port(), 'unix'), \
      case when pg_is_in_recovery() then (select count(*) from pg_stat_wal_receiver)::text end, \
      current_setting('transaction_read_only')",
     "select null, case when pg_is_in_recovery() then null \
      else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int::text end, \
-     null, null, null, null, current_setting('transaction_read_only')",
+     null, null, null, current_setting('transaction_read_only')",
 ];
 
 /// What the node has reported of its role on this connection.
@@ -397,13 +396,12 @@ impl Connection {
                 lsn: cell(1, 2).and_then(|text| text.parse().ok()),
                 started: cell(1, 3).and_then(|text| text.parse().ok()),
                 cheap: if cheap { Cheap::Enough } else { Cheap::TooLittle },
-                address: cell(1, 4).map(str::to_owned),
-                stream: match cell(1, 5) {
+                stream: match cell(1, 4) {
                     None => Stream::Unknown,
                     Some("0") => Stream::Broken,
                     Some(_) => Stream::Flowing,
                 },
-                proof: match cell(1, 6) {
+                proof: match cell(1, 5) {
                     None => Proof::Unknown,
                     Some("off") => Proof::Writes,
                     Some(_) => Proof::ReadOnly,

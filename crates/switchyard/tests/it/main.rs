@@ -5,6 +5,7 @@ mod aws;
 mod bounds;
 mod console;
 mod cookbook;
+mod detours;
 mod drivers;
 mod endurance;
 mod failures;
