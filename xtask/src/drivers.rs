@@ -1,7 +1,10 @@
 //! The test suites that drivers ship with their sources, directly and through the pooler in session
 //! mode. Whatever fails through the pooler only, and for no known cause, is a failure.
 //!
-//! It takes some minutes and reads packages from PyPI, so that it is no part of `test`.
+//! It takes some minutes and reads packages from PyPI and crates.io, so that it is no part of
+//! `test`.
+
+mod tokio;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -52,7 +55,7 @@ const SUITES: [Suite; 2] = [
 ];
 
 /// Parts of the names of tests that fail through any such pooler; docs/drivers.md names the causes.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "test_notify.py::NotifiesTests::test_notif",
     "test_notify.py::NotifiesTests::test_notify",
     "test_notify.py::NotifiesTests::test_many_notifies",
@@ -67,6 +70,8 @@ const KNOWN: [&str; 14] = [
     "::test_executemany_server_failure_during_writes",
     // It fails directly as well, now and then.
     "::test_pool_config_persistence",
+    // Notices of a server's login were for the pooler.
+    "tokio-postgres::notices",
     // DROP DATABASE at its end finds a server of the pool.
     "test_introspection.py::TestIntrospection::",
 ];
@@ -80,26 +85,40 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     succeed(Command::new("cargo").args(["build", "-p", "switchyard"]).current_dir(root))?;
     let directory = root.join("target/suites");
     let python = prepare(&directory)?;
+    let program = root.join("target/debug/switchyard");
     let mut unknown = 0;
     for suite in &SUITES {
         let at = directory.join(format!("{}-{}", suite.package, suite.version));
         let direct = attempt(suite, &at, &python, None)?;
-        let pooled = attempt(suite, &at, &python, Some(&root.join("target/debug/switchyard")))?;
-        let only: Vec<&String> = pooled.difference(&direct).collect();
-        let known = |test: &&&String| KNOWN.iter().any(|part| test.contains(part));
-        let news: Vec<&&String> = only.iter().filter(|test| !known(test)).collect();
-        println!(
-            "{} {}: {} fail directly, {} through the pooler only, {} of them for no known cause",
-            suite.package,
-            suite.version,
-            direct.len(),
-            only.len(),
-            news.len()
-        );
-        news.iter().for_each(|test| println!("  {test}"));
-        unknown += news.len();
+        let pooled = attempt(suite, &at, &python, Some(&program))?;
+        unknown += report(suite.package, suite.version, &direct, &pooled);
     }
+    let project = tokio::prepare(&directory)?;
+    let direct = tokio::attempt(&project, None)?;
+    let pooled = tokio::attempt(&project, Some(&program))?;
+    unknown += report(tokio::NAME, tokio::VERSION, &direct, &pooled);
     if unknown == 0 { Ok(()) } else { Err("drivers see a difference".into()) }
+}
+
+/// Prints what fails; answers how much of it has no known cause.
+fn report(
+    package: &str,
+    version: &str,
+    direct: &BTreeSet<String>,
+    pooled: &BTreeSet<String>,
+) -> usize {
+    let only: Vec<&String> = pooled.difference(direct).collect();
+    let known = |test: &&&String| KNOWN.iter().any(|part| test.contains(part));
+    let news: Vec<&&String> = only.iter().filter(|test| !known(test)).collect();
+    println!(
+        "{package} {version}: {} fail directly, {} through the pooler only, {} of them for no \
+         known cause",
+        direct.len(),
+        only.len(),
+        news.len()
+    );
+    news.iter().for_each(|test| println!("  {test}"));
+    news.len()
 }
 
 fn succeed(command: &mut Command) -> Result<(), String> {
