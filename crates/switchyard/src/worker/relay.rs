@@ -23,6 +23,17 @@ pub(super) const OUTSTANDING_MAX: usize = 8192;
 /// Bytes that may wait for a client that does not read.
 const CLIENT_BACKLOG: usize = 64 * 1024;
 
+/// What has become of a client's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// They are on their way.
+    On,
+    /// The client is gone.
+    Lost,
+    /// The server has got nothing of them, and the client may ask another one.
+    Back,
+}
+
 /// Clients.
 impl Worker {
     pub(super) fn client_ready(&mut self, key: Key, event: Ready) {
@@ -175,12 +186,12 @@ impl Worker {
         }
     }
 
-    /// Sends what the session produced. Answers false if the client is gone.
-    pub(super) fn pass_to_server(&mut self, key: Key, data: &[u8]) -> bool {
+    /// Sends what the session produced of `data`.
+    pub(super) fn pass_to_server(&mut self, key: Key, data: &[u8]) -> Passed {
         let Some(client) = self.clients.get_mut(key) else {
             self.flow.server.clear();
             self.flow.client.clear();
-            return false;
+            return Passed::Lost;
         };
         if !self.flow.client.is_empty() {
             let result = client.output.send(&mut client.stream, &self.flow.client);
@@ -188,25 +199,26 @@ impl Worker {
             if result.is_err() {
                 self.flow.server.clear();
                 self.client_gone(key);
-                return false;
+                return Passed::Lost;
             }
             if !client.output.is_empty() {
                 self.watch_client(key, Watch::Both);
             }
         }
         if self.flow.server.is_empty() {
-            return true;
+            return Passed::On;
         }
         let slot = self.clients.get(key).and_then(|client| client.server());
         let server = slot.and_then(|slot| self.servers.get_mut(slot));
         let Some(server) = server.and_then(|slot| slot.here.as_mut()) else {
             self.flow.server.clear();
-            return true;
+            return Passed::On;
         };
         let result = server.output.send(&mut server.stream, self.flow.server.bytes(data));
         self.flow.server.clear();
         let full = !server.output.is_empty();
         match (result, slot) {
+            (Err(_), Some(slot)) if self.take_back(key, slot, data) => Passed::Back,
             (Err(_), Some(slot)) => {
                 // The server may have said why before it went away. Whoever reads the client may
                 // have the scratch area in use.
@@ -215,13 +227,13 @@ impl Worker {
                 }
                 self.read_server(slot);
                 self.server_lost(slot, "server connection closed");
-                self.clients.get(key).is_some()
+                if self.clients.get(key).is_some() { Passed::On } else { Passed::Lost }
             }
             (Ok(()), Some(slot)) if full => {
                 self.watch_server(slot, Watch::Both);
-                true
+                Passed::On
             }
-            _ => true,
+            _ => Passed::On,
         }
     }
 

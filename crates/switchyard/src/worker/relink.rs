@@ -1,4 +1,5 @@
-//! Sessions whose server is lost: those that have left nothing there go on with another one.
+//! Sessions whose server is lost: those that have left nothing there, or had not sent anything yet,
+//! go on with another one.
 
 use std::sync::Arc;
 
@@ -58,6 +59,32 @@ impl Worker {
                 self.close_client(key, reason, Farewell::Silent);
             }
         }
+        pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
+        true
+    }
+
+    /// The bytes of a client could not be sent to the server that it has just got. If they are one
+    /// query behind its parameters, another server is asked for it.
+    pub(super) fn take_back(&mut self, key: Key, slot: Key, sent: &[u8]) -> bool {
+        let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
+            return false;
+        };
+        let (pool, id, lane) = (Arc::clone(&server.pool), server.id, server.lane);
+        // Some records of TLS may have been sent, and hooks are asked once.
+        if server.stream.tls().is_some() || self.hooks.current().is_some() || self.rules.is_some() {
+            return false;
+        }
+        let Some(client) = self.clients.get_mut(key) else { return false };
+        let (Stage::Session(session, _), Some(link)) = (&mut client.stage, server.link()) else {
+            return false;
+        };
+        if !session.takes_back(link, sent) {
+            return false;
+        }
+        client.set_activity(Activity::Idle);
+        let now = self.now;
+        self.shared.suspect(&pool, lane, SignalKind::Disconnected);
+        self.drop_server(slot, "var change failed");
         pool.decide(&mut self.orders, |inner| inner.machine.closed(now, id));
         true
     }

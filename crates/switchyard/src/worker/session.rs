@@ -21,7 +21,7 @@ use crate::worker::checkout::Outcome;
 use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::hooking::{Asked, Asking};
-use crate::worker::relay::OUTSTANDING_MAX;
+use crate::worker::relay::{OUTSTANDING_MAX, Passed};
 use crate::worker::server::Stage as ServerStage;
 
 /// The client's part of a transaction or query begins, unless it is under way.
@@ -60,10 +60,19 @@ impl Worker {
         let mut used = 0;
         loop {
             let (count, stop) = self.advance(key, &data[used..]);
-            let sent = self.flow.is_empty() || self.pass_to_server(key, &data[used..]);
-            used += count;
-            if !sent {
-                return data.len();
+            let here = used..used + count;
+            let passed = match self.flow.is_empty() {
+                true => Passed::On,
+                false => self.pass_to_server(key, &data[here]),
+            };
+            match passed {
+                Passed::On => used += count,
+                Passed::Lost => return data.len(),
+                Passed::Back => match self.checkout(key) {
+                    Outcome::Linked => continue,
+                    Outcome::Waiting => return used,
+                    Outcome::Gone => return data.len(),
+                },
             }
             if let Some(route) = self.flow.stayed.take() {
                 self.note_stay(key, route);

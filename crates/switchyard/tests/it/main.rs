@@ -33,6 +33,7 @@ mod reasons;
 mod records;
 mod relink;
 mod reload;
+mod requeue;
 mod rules;
 mod scarcity;
 mod scenarios;

@@ -1,14 +1,15 @@
 //! A session whose server goes away while nothing is under way: what its messages have left there.
 
-use switchyard_wire::read;
 use switchyard_wire::tag::frontend;
+use switchyard_wire::{frame, read};
 
 use super::message::{Message, whole};
-use super::terms::{Approval, Rules, Stop};
+use super::terms::{Approval, Loyalty, Rules, Stop};
 use super::{NAMES_MAX, Session};
 use crate::client::traces::Traces;
 use crate::server::duty::Unsent;
 use crate::server::link::Link;
+use crate::server::request::{HiddenQuery, Request};
 
 /// How a session can do without its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,29 @@ impl Session {
             None => Leaving::Free,
             Some(what) => Leaving::Left(what.to_owned()),
         }
+    }
+
+    /// Nothing of `sent` has reached the server. If that was one query behind the parameters that it
+    /// needs, and all that is to be answered, another server may be asked: answers whether the
+    /// session is as if it had sent nothing.
+    pub fn takes_back(&mut self, link: &Link, sent: &[u8]) -> bool {
+        let head = frame::peek(sent, i32::MAX as usize).ok().flatten();
+        let whole = head.is_some_and(|h| h.tag == frontend::QUERY && h.len == sent.len());
+        let set = |request: &&Request| {
+            let parameters =
+                |q: &HiddenQuery| matches!(q, HiddenQuery::Parameters | HiddenQuery::Parameter(_));
+            matches!(request, Request::Hidden(query) if parameters(query))
+        };
+        let requests = link.outstanding();
+        let sets = requests.iter().take_while(set).count();
+        let alone = sets > 0 && requests.len() == sets + 1;
+        let query = requests.last().is_some_and(|last| matches!(last, Request::Query));
+        if !(whole && alone && query && link.loyalty() == Loyalty::Leaves) {
+            return false;
+        }
+        self.part();
+        self.settled();
+        true
     }
 
     /// The session goes on with another server.
