@@ -304,6 +304,11 @@ impl Inner {
         self.parking.checkout(&mut self.machine, now, ticket, want)
     }
 
+    /// The same for a client that is logging in.
+    pub fn checkout_for_login(&mut self, now: Instant, ticket: Ticket) -> Lent<Box<Server>> {
+        self.parking.checkout_for_login(&mut self.machine, now, ticket, Want::Writer)
+    }
+
     /// A server is free; answers what is to be done with it, unless it was parked.
     pub fn checkin(
         &mut self,

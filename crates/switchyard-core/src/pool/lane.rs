@@ -130,9 +130,27 @@ impl Lane {
         self.idle[index].push_back(id);
     }
 
-    /// Takes an idle server: a local one, else one of the worker that has most.
-    pub(super) fn take(&mut self, worker: WorkerId, order: Order) -> Option<ServerId> {
-        let local = usize::from(worker.0) % self.idle.len();
+    /// Takes an idle server: a local one, else one of the worker that has most. In turns it is the
+    /// one that was used least recently, wherever it is, but for differences that do not count;
+    /// `used` tells when that was.
+    pub(super) fn take(
+        &mut self,
+        worker: WorkerId,
+        order: Order,
+        used: impl Fn(ServerId) -> Option<Instant>,
+    ) -> Option<ServerId> {
+        let mut local = usize::from(worker.0) % self.idle.len();
+        if order == Order::RoundRobin && self.idle.len() > 1 {
+            let first = |parked: &VecDeque<ServerId>| parked.front().and_then(|id| used(*id));
+            let own = first(&self.idle[local]);
+            let others = self.idle.iter().enumerate();
+            let oldest = others.filter_map(|(index, parked)| Some((first(parked)?, index))).min();
+            if let Some((at, index)) = oldest
+                && own.is_none_or(|own| own.saturating_duration_since(at) > TURN)
+            {
+                local = index;
+            }
+        }
         let pop = |parked: &mut VecDeque<ServerId>| match order {
             Order::Lifo => parked.pop_back(),
             Order::RoundRobin => parked.pop_front(),
@@ -191,6 +209,9 @@ impl Lane {
         since.filter(|since| now.saturating_duration_since(*since) <= span).map(|_| peak)
     }
 }
+
+/// Differences between the last uses of two servers that do not matter for whose turn it is.
+const TURN: Duration = Duration::from_millis(1);
 
 /// How long a peak stands before a lower one replaces it.
 const PEAK_KEPT: Duration = Duration::from_secs(60);

@@ -128,9 +128,24 @@ impl Pool {
                 return Checkout::Refused(reason);
             }
         }
+        self.wait(now, ticket, want);
+        Checkout::Wait
+    }
+
+    /// The same for a client that is logging in: while nobody has got a server yet, it waits.
+    pub fn checkout_for_login(&mut self, now: Instant, ticket: Ticket, want: Want) -> Checkout {
+        match self.checkout(now, ticket, want) {
+            Checkout::Refused(_) if self.welcome == Welcome::Unknown => {
+                self.wait(now, ticket, want);
+                Checkout::Wait
+            }
+            checkout => checkout,
+        }
+    }
+
+    fn wait(&mut self, now: Instant, ticket: Ticket, want: Want) {
         self.queues.push(ticket, want, now);
         self.open_for_waiters(now);
-        Checkout::Wait
     }
 
     /// An idle server that is fit for use; one that has to be checked first is sent there.
@@ -353,18 +368,22 @@ impl Pool {
     /// The next idle server for a want: local ones of the least used lane first, then stolen.
     fn take_idle(&mut self, want: Want, worker: WorkerId) -> Option<ServerId> {
         let order = self.limits.order;
+        let slots = &self.slots;
+        let used = |id: ServerId| slots.get(&id).map(|slot| slot.used);
         if let [lane] = &mut self.lanes[..] {
             if !matches!(want, Want::Writer) && !matches!(lane.role, LaneRole::Writer) {
                 return None;
             }
-            return (lane.role == LaneRole::Writer).then(|| lane.take(worker, order)).flatten();
+            return (lane.role == LaneRole::Writer)
+                .then(|| lane.take(worker, order, used))
+                .flatten();
         }
         let mut eligible: Vec<(usize, usize)> = (0..self.lanes.len())
             .filter(|index| self.lanes.accept(want, self.lanes[*index].id))
             .map(|index| (self.lanes[index].tally.busy, index))
             .collect();
         eligible.sort_unstable();
-        eligible.into_iter().find_map(|(_, index)| self.lanes[index].take(worker, order))
+        eligible.into_iter().find_map(|(_, index)| self.lanes[index].take(worker, order, used))
     }
 
     fn fitness(&self, now: Instant, id: ServerId) -> Fitness {

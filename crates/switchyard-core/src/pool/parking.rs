@@ -85,7 +85,24 @@ impl<S> Parking<S> {
         ticket: Ticket,
         want: Want,
     ) -> Lent<S> {
-        match pool.checkout(now, ticket, want) {
+        let checkout = pool.checkout(now, ticket, want);
+        self.lent(checkout)
+    }
+
+    /// The same for a client that is logging in.
+    pub fn checkout_for_login(
+        &mut self,
+        pool: &mut Pool,
+        now: Instant,
+        ticket: Ticket,
+        want: Want,
+    ) -> Lent<S> {
+        let checkout = pool.checkout_for_login(now, ticket, want);
+        self.lent(checkout)
+    }
+
+    fn lent(&mut self, checkout: Checkout) -> Lent<S> {
+        match checkout {
             Checkout::Granted(id) => self.take(id).map_or(Lent::Wait, Lent::Server),
             Checkout::Wait => Lent::Wait,
             Checkout::Refused(reason) => Lent::Refused(reason),

@@ -281,6 +281,33 @@ fn an_idle_server_that_says_good_bye_has_crashed() -> io::Result<()> {
 }
 
 #[test]
+fn servers_take_turns_wherever_they_are() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let settings = "pool_mode = transaction\ndefault_pool_size = 3\nserver_round_robin = 1\n\
+                    workers = 3";
+    let (_postgres, pooler) = start(settings)?;
+    let connect = || Client::connect(pooler.port, "postgres");
+    let mut clients = [connect()?, connect()?, connect()?];
+    clients.iter_mut().try_for_each(|client| client.run("begin").map(drop))?;
+    clients.iter_mut().try_for_each(|client| client.run("commit").map(drop))?;
+    for client in &mut clients {
+        let mut seen = Vec::new();
+        for _ in 0..9 {
+            // Longer than what does not count.
+            std::thread::sleep(Duration::from_millis(5));
+            seen.push(client.run("select pg_backend_pid()")?);
+        }
+        assert_eq!(seen[..3], seen[3..6]);
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 3, "all of them, in turn");
+    }
+    Ok(())
+}
+
+#[test]
 fn without_a_lifetime_each_server_is_used_once() -> io::Result<()> {
     if !wanted() {
         return Ok(());

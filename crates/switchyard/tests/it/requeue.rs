@@ -45,12 +45,20 @@ fn a_query_whose_parameters_cannot_be_set_goes_to_another_server() -> io::Result
     signal(pooler.pid(), "STOP")?;
     two.send(&bytes(&[Query("select 2")]))?;
     reset.store(true, Ordering::SeqCst);
-    let there = format!(":{:04X} ", model.port);
-    let connected = |line: &str| line.contains(&there) && line.contains(" 01 ");
-    wait_until("the end of the server", || {
+    let there = format!(":{:04X}", model.port);
+    let connected = |line: &str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let mut ends = || fields.next().is_some_and(|address| address.ends_with(&there));
+        let (own, other) = (ends(), ends());
+        (own || other) && fields.next() == Some("01")
+    };
+    let mut left = String::new();
+    let ended = wait_until("the end of the server", || {
         let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-        !sockets.is_empty() && !sockets.lines().any(connected)
-    })?;
+        left = sockets.lines().filter(|line| connected(line)).collect();
+        !sockets.is_empty() && left.is_empty()
+    });
+    assert!(ended.is_ok(), "{left} {:?} {}", model.errors(), pooler.log()?);
     signal(pooler.pid(), "CONT")?;
     assert_eq!(two.answers(1)?, "T <second> SELECT 1 ZI");
     let log = pooler.log()?;

@@ -38,8 +38,8 @@ impl Session {
         }
     }
 
-    /// Nothing of `sent` has reached the server. If that was one query behind the parameters that it
-    /// needs, and all that is to be answered, another server may be asked: answers whether the
+    /// Nothing of `sent` has reached the server. If that was one query behind the parameters that
+    /// it needs, and all that is to be answered, another server may be asked: answers whether the
     /// session is as if it had sent nothing.
     pub fn takes_back(&mut self, link: &Link, sent: &[u8]) -> bool {
         let head = frame::peek(sent, i32::MAX as usize).ok().flatten();

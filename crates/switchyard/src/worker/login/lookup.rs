@@ -61,7 +61,7 @@ impl Worker {
         if let Stage::Login(state) = &mut client.stage {
             state.lookup = Lookup::Waiting;
         }
-        match pool.decide(&mut self.orders, |inner| inner.checkout(now, ticket, Want::Writer)) {
+        match pool.decide(&mut self.orders, |inner| inner.checkout_for_login(now, ticket)) {
             Lent::Server(server) => {
                 let slot = self.take_over(server);
                 self.put_lookup(key, slot);

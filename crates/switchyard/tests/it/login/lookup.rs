@@ -3,6 +3,8 @@
 use std::io::BufRead;
 use std::net::TcpListener;
 
+use switchyard_testkit::wait_until;
+
 use super::*;
 
 const ROLES: &str = "create role asker login; create role found login password 'secret'; \
@@ -220,5 +222,27 @@ fn an_error_without_sqlstate_is_told_as_a_protocol_violation() -> io::Result<()>
         assert_eq!(raw.fatal(), text, "{user} {database}");
     }
     assert!(pooler.is_running());
+    Ok(())
+}
+
+#[test]
+fn lookups_wait_for_the_first_server_and_are_told_of_later_failures() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let settings = "auth_type = scram-sha-256\nauth_query = select u, s from ask($1)\n\
+        client_login_timeout = 1\nserver_login_retry = 1\npool_mode = transaction";
+    let (postgres, pooler) = asked("own = SERVER dbname=postgres auth_user=asker", settings)?;
+    let login = || psql(pooler.port, "user=found dbname=own", "secret", "select 1");
+    postgres.stop("fast")?;
+    for _ in 0..2 {
+        assert!(login().is_err_and(|text| text.contains("client_login_timeout")));
+    }
+    postgres.launch()?;
+    // What failed before is no reason to send this one away.
+    assert_eq!(login(), Ok("1".into()));
+    postgres.stop("fast")?;
+    let refused = "server login has been failing, cached error: connect failed";
+    wait_until("the cached error", || login().is_err_and(|text| text.contains(refused)))?;
     Ok(())
 }
