@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 use switchyard_config::PoolMode;
 use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::names::Terms;
-use switchyard_core::pool;
+use switchyard_core::pool::{self, LaneRole};
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::snapshot::Change;
-use switchyard_core::switchover::view::{NodeId, View};
+use switchyard_core::switchover::view::{Gate, NodeId, View};
 
 use crate::entries::Entry;
 use crate::log::Level;
@@ -67,6 +67,17 @@ impl Shared {
         services.signal(&entry.name, Some(NodeId(lane.0)), kind);
     }
 
+    /// An entry is no cluster any more: its pools lead to its own host, and nobody is held.
+    pub fn make_ordinary(&self, entry: &Arc<Entry>) {
+        entry.set_view(View::default());
+        for pool in entry.pools() {
+            pool.set_gate(Gate::Open);
+            let lanes = [(LaneId(0), LaneRole::Writer)];
+            self.decide(&pool, |inner| inner.machine.set_view(Instant::now(), &lanes));
+        }
+        self.broadcast(|| Message::Ordinary(Arc::clone(entry)));
+    }
+
     fn state_file(&self) -> Option<PathBuf> {
         self.snapshot().config.settings.switchover_state_file.clone().map(PathBuf::from)
     }
@@ -84,7 +95,8 @@ impl Shared {
 
 impl House for Shared {
     fn publish(&self, database: &str, view: &View) -> Option<usize> {
-        let entry = self.known_entry(database)?;
+        // The last word about an entry that is no cluster any more comes too late.
+        let entry = self.known_entry(database).filter(|entry| entry.is_cluster())?;
         let released = entry.view().is_holding() && !view.is_holding();
         let (now, lanes) = (Instant::now(), pool::roles(view));
         entry.set_view(view.clone());

@@ -205,6 +205,9 @@ impl Shared {
         if old.leads_elsewhere(definition) {
             self.renew(entry, "database configuration changed");
         }
+        if old.topology_query.is_some() && definition.topology_query.is_none() {
+            self.make_ordinary(entry);
+        }
     }
 
     /// An entry does not exist any more: whoever uses it is closed.

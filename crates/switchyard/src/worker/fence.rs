@@ -86,7 +86,7 @@ impl Worker {
     }
 
     /// Clients in session mode that were kept from the writer may go on.
-    fn go_on(&mut self, entry: &Arc<Entry>) {
+    pub(super) fn go_on(&mut self, entry: &Arc<Entry>) {
         let ours = |server: &Server| {
             Arc::ptr_eq(&server.pool.entry, entry) && server.pool.mode() == PoolMode::Session
         };

@@ -45,6 +45,8 @@ pub enum Message {
     CancelRoom(Arc<SharedPool>),
     /// The cluster of an entry was published anew.
     View(Arc<Entry>),
+    /// An entry is no cluster any more.
+    Ordinary(Arc<Entry>),
     /// News of the processes that run hooks.
     Hook(Arc<Host>, Notice),
     /// Count the transactions on the writer in session pools.
@@ -105,6 +107,7 @@ impl Worker {
                 let key = Key::from_bits(requester.client);
                 self.close_client(key, reason, Farewell::Silent);
             }
+            Message::Ordinary(entry) => self.go_on(&entry),
             Message::View(entry) => {
                 self.forget_verdicts();
                 self.view_changed(&entry);

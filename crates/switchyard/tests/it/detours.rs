@@ -135,3 +135,95 @@ fn a_pooler_that_was_stopped_during_a_hold_finds_the_writer_of_now() -> io::Resu
     assert_eq!(Client::connect(pooler.port, "app")?.run(PORT)?, [new.to_string()]);
     Ok(())
 }
+
+/// Waits until so many clients of `app` wait.
+fn waits(pooler: &Pooler, count: &str) -> io::Result<()> {
+    wait_until("waiting clients", || {
+        pooler.console("show clusters").is_ok_and(|text| text.split('|').nth(10) == Some(count))
+    })
+}
+
+type Asked = std::thread::JoinHandle<(io::Result<Vec<String>>, Client)>;
+
+fn ask(mut client: Client) -> Asked {
+    std::thread::spawn(move || (client.run(PORT), client))
+}
+
+fn told(asked: Asked) -> io::Result<(String, Client)> {
+    let (result, client) = asked.join().map_err(|_| io::Error::other("a panic"))?;
+    Ok((result.map_or_else(|error| error.to_string(), |rows| rows.join(" ")), client))
+}
+
+#[test]
+fn holds_outlast_reloads_and_pauses_and_end_with_the_entry_or_the_process() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let mut cluster = Cluster::start()?;
+    let pooler = start(&cluster.entry("app"), "query_wait_timeout = 60")?;
+    let mut client = Client::connect(pooler.port, "app")?;
+    client.run("select 1")?;
+    let mut admin = Client::connect(pooler.port, "pgbouncer")?;
+    let old = cluster.writer().port;
+    cluster.writer().kill()?;
+    wait_until("hold", || pooler.log().is_ok_and(|log| log.contains("holding clients")))?;
+    let held = ask(client);
+    waits(&pooler, "1")?;
+    admin.run("reload")?;
+    signal(pooler.pid(), "HUP")?;
+    wait_until("SIGHUP", || pooler.log().is_ok_and(|log| log.contains("got SIGHUP")))?;
+    admin.run("pause app")?;
+    let new = cluster.fail_over_after_stop()?.new.to_string();
+    wait_until("election", || pooler.log().is_ok_and(|log| log.contains("released")))?;
+    assert!(!held.is_finished(), "it is paused");
+    admin.run("hold app")?;
+    admin.run("resume app")?;
+    waits(&pooler, "1")?;
+    assert!(!held.is_finished(), "it is held");
+    admin.run("release app")?;
+    let (text, client) = told(held)?;
+    assert_eq!(text, new);
+    admin.run("reload")?;
+    assert!(pooler.console("show clusters")?.starts_with(&format!("app|ok|127.0.0.1:{new}|")));
+
+    // Without the query it is an ordinary entry, which leads to its host.
+    let ini = std::fs::read_to_string(pooler.ini())?;
+    let ini = ini.replace(&format!(" port={old} "), &format!(" port={new} "));
+    let line = ini.lines().find(|line| line.starts_with("app ")).unwrap_or_default();
+    let ordinary = format!("app = host=127.0.0.1 port={new} dbname=postgres user=postgres");
+    let ordinary = ini.replace(line, &ordinary);
+    std::fs::write(pooler.ini(), &ordinary)?;
+    admin.run("hold app")?;
+    let held = ask(client);
+    waits(&pooler, "1")?;
+    admin.run("reload")?;
+    let (text, client) = told(held)?;
+    assert_eq!(text, new);
+    assert_eq!(pooler.console("show clusters")?, "");
+
+    // And with it again a cluster, whose clients are told when the entry goes, or the process.
+    std::fs::write(pooler.ini(), &ini)?;
+    admin.run("reload")?;
+    wait_until("a writer", || {
+        let text = pooler.console("show clusters").unwrap_or_default();
+        text.starts_with(&format!("app|ok|127.0.0.1:{new}|"))
+    })?;
+    admin.run("hold app")?;
+    let held = ask(client);
+    waits(&pooler, "1")?;
+    std::fs::write(pooler.ini(), ini.replace(line, "other = host=127.0.0.1"))?;
+    admin.run("reload")?;
+    let (text, _) = told(held)?;
+    assert!(text.contains("database removed"), "{text}");
+    std::fs::write(pooler.ini(), &ini)?;
+    admin.run("reload")?;
+    let mut client = Client::connect(pooler.port, "app")?;
+    assert_eq!(client.run(PORT)?, [new]);
+    admin.run("hold app")?;
+    let held = ask(client);
+    waits(&pooler, "1")?;
+    admin.run("shutdown wait_for_servers")?;
+    let (text, _) = told(held)?;
+    assert!(text.contains("server shutting down"), "{text}");
+    Ok(())
+}
