@@ -166,6 +166,7 @@ fn a_paused_pool_counts_for_waiting_unless_told_otherwise() -> io::Result<()> {
     lab.set("query_timeout = 1")?;
     let mut waiter = lab.knock("postgres")?;
     lab.ends(&mut waiter, "query_timeout", false)?;
+    lab.set("query_wait_timeout = 1")?;
     lab.pooler.console("resume postgres")?;
     let mut waiter = lab.login("postgres")?;
     let mut other = lab.login("postgres")?;
