@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use switchyard_testkit::{Pooler, Postgres, Rules, Venv};
+use switchyard_testkit::{Postgres, Rules, Venv};
 
 use super::{CLIENTS, Plan, Subject, median, start};
 
@@ -66,30 +66,66 @@ pub(super) fn costs(plan: &Plan, subject: &Subject, server: &Postgres) -> io::Re
     let mut script = tempfile::NamedTempFile::new()?;
     script.write_all(SCRIPT.as_bytes())?;
     let (script, clients) = (script.path().display().to_string(), CLIENTS.to_string());
-    let run = |pooler: &Pooler, seconds: u32| {
-        let seconds = seconds.to_string();
-        pooler.pgbench_with(&["-f", &script, "-c", &clients, "-T", &seconds], "prefer")
+    let measure = |settings: &str, pace: Option<f64>| -> io::Result<Cost> {
+        let pooler = start(subject, server, settings)?;
+        let run = |seconds: u32| {
+            let (seconds, pace) = (seconds.to_string(), pace.map(|pace| format!("{pace:.0}")));
+            let mut arguments = vec!["-f", &script, "-c", &clients, "-T", &seconds];
+            arguments.extend(pace.iter().flat_map(|pace| ["-R", pace.as_str()]));
+            pooler.pgbench_with(&arguments, "prefer")
+        };
+        run(1)?;
+        let before = (pooler.cpu()?, pooler.cpu_of_children()?);
+        let count = run(plan.seconds)?.max(1) as f64;
+        let micros = |spent: Duration| spent.as_micros() as f64 / count;
+        Ok(Cost {
+            ours: micros(pooler.cpu()? - before.0),
+            python: micros(pooler.cpu_of_children()?.saturating_sub(before.1)),
+            rate: count / f64::from(plan.seconds.max(1)),
+        })
     };
-    let mut results = vec![(Vec::new(), Vec::new()); cases.len()];
+    let mut results: Vec<Vec<Cost>> = cases.iter().map(|_| Vec::new()).collect();
     for _ in 0..plan.rounds.max(1) {
-        for ((_, settings), (ours, python)) in cases.iter().zip(&mut results) {
-            let pooler = start(subject, server, settings)?;
-            run(&pooler, 1)?;
-            let before = (pooler.cpu()?, pooler.cpu_of_children()?);
-            let count = run(&pooler, plan.seconds)?.max(1) as f64;
-            let micros = |spent: Duration| spent.as_micros() as f64 / count;
-            ours.push(micros(pooler.cpu()? - before.0));
-            python.push(micros(pooler.cpu_of_children()?.saturating_sub(before.1)));
+        for ((_, settings), results) in cases.iter().zip(&mut results) {
+            results.push(measure(settings, None)?);
         }
     }
-    let mut bare = None;
-    for ((name, _), (ours, python)) in cases.iter().zip(&mut results) {
-        let (ours, python) = (median(ours), median(python));
-        let more = ours - *bare.get_or_insert(ours);
-        println!("| CPU \u{b5}s per transaction, rules: {name} | {} | {ours:.2} | +{more:.2} |", {
-            &subject.name
-        });
-        println!("| of Python beside it | | {python:.2} | |");
+    let bare = Cost::median(&results[0]);
+    for ((name, _), results) in cases.iter().zip(&results) {
+        let cost = Cost::median(results);
+        // A loop that sleeps between messages spends more on each of them.
+        let mut base = bare.ours;
+        if cost.rate < bare.rate / 2.0 {
+            base = measure("", Some(cost.rate))?.ours;
+            row(
+                subject,
+                &format!("none, at the {:.0} a second of the next", cost.rate),
+                base,
+                base,
+            );
+        }
+        row(subject, name, cost.ours, base);
+        println!("| of Python beside it | | {:.2} | |", cost.python);
     }
     Ok(())
+}
+
+fn row(subject: &Subject, name: &str, micros: f64, base: f64) {
+    let (what, more) = ("CPU \u{b5}s per transaction, rules", micros - base);
+    println!("| {what}: {name} | {} | {micros:.2} | {more:+.2} |", subject.name);
+}
+
+/// Microseconds of CPU per transaction, and transactions a second.
+#[derive(Clone, Copy)]
+struct Cost {
+    ours: f64,
+    python: f64,
+    rate: f64,
+}
+
+impl Cost {
+    fn median(costs: &[Cost]) -> Cost {
+        let of = |part: fn(&Cost) -> f64| median(&mut costs.iter().map(part).collect::<Vec<_>>());
+        Cost { ours: of(|c| c.ours), python: of(|c| c.python), rate: of(|c| c.rate) }
+    }
 }

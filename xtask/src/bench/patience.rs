@@ -70,7 +70,7 @@ pub(super) fn alone(plan: &Plan, subject: &Subject, server: &Postgres) -> io::Re
         let micros = median(results);
         let more = micros - *bare.get_or_insert(micros);
         let name = format!("p50 \u{b5}s of a lone client, rules: {name}");
-        println!("| {name} | {} | {micros:.0} | +{more:.0} |", subject.name);
+        println!("| {name} | {} | {micros:.0} | {more:+.0} |", subject.name);
     }
     Ok(())
 }
