@@ -14,7 +14,7 @@ use crate::worker::Message;
 use crate::worker::message::Listeners;
 
 /// What wakes the thread that serves signals without being one.
-const NO_SIGNAL: i32 = 0;
+pub const NO_SIGNAL: i32 = 0;
 
 /// What has to be closed or removed when the process ends.
 #[derive(Debug, Default)]

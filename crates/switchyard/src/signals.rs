@@ -8,6 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SI
 use signal_hook::iterator::Signals;
 use switchyard_core::lifecycle::Phase;
 
+use crate::ending::NO_SIGNAL;
 use crate::log::Level;
 use crate::shared::Shared;
 
@@ -43,6 +44,8 @@ pub fn serve(caught: &Caught, shared: &Arc<Shared>, interval: Duration) {
         let ending = shared.lifecycle().is_ending();
         let wait = if ending { interval } else { Duration::from_secs(3600) };
         match caught.signals.recv_timeout(wait) {
+            // The console has yet to answer whoever asked for it.
+            Ok(NO_SIGNAL) => continue,
             Ok(signal) => act(shared, signal),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
