@@ -127,7 +127,7 @@ pub enum Event {
     Replicate(usize),
     /// Something seen by workers reaches the thread that watches the cluster.
     Sign,
-    /// A cancel request of a worker arrives at a node, for this session.
+    /// A cancel request of a worker arrives at a node, for the session with this number.
     Cancel(usize, u64, CancelKey),
     /// The connection that carried it is closed.
     CancelClosed(CancelKey),
