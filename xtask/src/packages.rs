@@ -14,21 +14,34 @@ pub(crate) fn postgres() -> Result<(), String> {
 
 /// Makes sure that the SQL parser can be built, whose bindings are made with libclang.
 pub(crate) fn parser() -> Result<(), String> {
-    let found =
-        ["/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"]
-            .iter()
-            .filter_map(|directory| std::fs::read_dir(directory).ok())
-            .flatten()
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().starts_with("libclang"));
-    let versions = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
-    let llvm = |name: String| name.starts_with("llvm-");
-    let mut versions = versions.filter(|entry| llvm(entry.file_name().to_string_lossy().into()));
-    let inside = versions.any(|entry| entry.path().join("lib/libclang.so").exists());
-    if found || inside || std::env::var_os("LIBCLANG_PATH").is_some() {
+    let directories =
+        ["/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+    let library = directories.iter().any(|path| names(path).any(|name| is_libclang(&name)));
+    let versions = || names("/usr/lib").filter(|name| name.starts_with("llvm-"));
+    let inside = |name: String| format!("/usr/lib/{name}/lib/libclang.so");
+    let library = library || versions().any(|name| Path::new(&inside(name)).exists());
+    // The library alone does not know where `stddef.h` is.
+    let headers = ["/usr/lib/clang", "/usr/lib64/clang"].iter().any(|clang| {
+        let header = |name: String| Path::new(clang).join(name).join("include/stddef.h");
+        names(clang).any(|name| header(name).exists())
+    });
+    if (library && headers) || std::env::var_os("LIBCLANG_PATH").is_some() {
         return Ok(());
     }
     install(&["libclang-dev"])
+}
+
+/// Names of what is in a directory; nothing if it cannot be read.
+fn names(directory: &str) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
+/// Whether a file with this name is libclang, and not the C++ library beside it.
+fn is_libclang(name: &str) -> bool {
+    let version = name.strip_prefix("libclang-").and_then(|rest| rest.chars().next());
+    name.starts_with("libclang.so")
+        || (version.is_some_and(|first| first.is_ascii_digit()) && name.contains(".so"))
 }
 
 /// Makes sure that Python is there, which runs the hooks.
@@ -162,4 +175,17 @@ fn install(names: &[&str]) -> Result<(), String> {
     let mut arguments = vec!["-q", "-y", "--no-install-recommends", "install"];
     arguments.extend(names);
     apt(&arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_libclang;
+
+    #[test]
+    fn the_library_for_cpp_programs_is_another_one() {
+        let own = ["libclang.so", "libclang.so.1", "libclang-14.so.1", "libclang-14.0.6.so"];
+        assert!(own.iter().all(|name| is_libclang(name)));
+        let others = ["libclang-cpp.so.14", "libclang-cpp14.so", "libclangBasic.a", "libclang"];
+        assert!(!others.iter().any(|name| is_libclang(name)));
+    }
 }
