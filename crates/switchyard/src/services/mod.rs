@@ -3,6 +3,7 @@
 //!
 //! Not here: what answers mean (`switchyard_core::switchover`) and what pools do about it.
 
+mod alarm;
 mod dial;
 pub mod names;
 mod patroni;
@@ -31,6 +32,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::log::{Level, Log};
+use alarm::Alarm;
 use dial::Way;
 use names::NameService;
 use probe::{ProbeLogin, Request};
@@ -315,6 +317,7 @@ async fn watch((machine, options, inputs, mut received): Start, context: Arc<Con
     let database = options.machine.database.clone();
     let mut watch = Watch { database, machine, options, nodes, context, hints: None };
     watch.look_for_hints();
+    let alarm = Alarm::new();
     loop {
         let (effects, timeout) = {
             let mut machine = lock(&watch.machine);
@@ -335,7 +338,7 @@ async fn watch((machine, options, inputs, mut received): Start, context: Arc<Con
                 Some(Input::Stop) | None => return watch.forget(),
                 Some(input) => Some(input),
             },
-            () = tokio::time::sleep_until(timeout.into()) => None,
+            () = alarm.until(timeout) => None,
         };
         watch.feed(input);
     }
