@@ -101,7 +101,8 @@ pub(super) struct Lane {
     pub(super) tally: Tally,
     /// When it became the writer for which clients waited.
     pub(super) awaited: Option<Instant>,
-    idle: Vec<VecDeque<ServerId>>,
+    /// By home worker: since when each is idle, those the last one at the end.
+    idle: Vec<VecDeque<(Instant, ServerId)>>,
     /// Most servers that were in use together since the peak was last looked at.
     most: usize,
     peak: (Option<Instant>, usize),
@@ -124,58 +125,56 @@ impl Lane {
         }
     }
 
-    /// Parks an idle server with its home worker.
-    pub(super) fn park(&mut self, id: ServerId, home: WorkerId) {
+    /// Parks a server that is idle from now on with its home worker.
+    pub(super) fn park(&mut self, now: Instant, id: ServerId, home: WorkerId) {
         let index = usize::from(home.0) % self.idle.len();
-        self.idle[index].push_back(id);
+        self.idle[index].push_back((now, id));
     }
 
-    /// Takes an idle server: a local one, else one of the worker that has most. In turns it is the
-    /// one that was used least recently, wherever it is, but for differences that do not count;
-    /// `used` tells when that was.
-    pub(super) fn take(
-        &mut self,
-        worker: WorkerId,
-        order: Order,
-        used: impl Fn(ServerId) -> Option<Instant>,
-    ) -> Option<ServerId> {
-        let mut local = usize::from(worker.0) % self.idle.len();
-        if order == Order::RoundRobin && self.idle.len() > 1 {
-            let first = |parked: &VecDeque<ServerId>| parked.front().and_then(|id| used(*id));
-            let own = first(&self.idle[local]);
-            let others = self.idle.iter().enumerate();
-            let oldest = others.filter_map(|(index, parked)| Some((first(parked)?, index))).min();
-            if let Some((at, index)) = oldest
-                && own.is_none_or(|own| own.saturating_duration_since(at) > TURN)
-            {
-                local = index;
-            }
-        }
-        let pop = |parked: &mut VecDeque<ServerId>| match order {
-            Order::Lifo => parked.pop_back(),
-            Order::RoundRobin => parked.pop_front(),
+    /// Takes the idle server that was used last, or least recently in turns: a local one, unless
+    /// another worker has one that comes before it by more than differences that do not count.
+    pub(super) fn take(&mut self, worker: WorkerId, order: Order) -> Option<ServerId> {
+        let local = usize::from(worker.0) % self.idle.len();
+        let next = |parked: &VecDeque<(Instant, ServerId)>| {
+            let first = match order {
+                Order::Lifo => parked.back(),
+                Order::RoundRobin => parked.front(),
+            };
+            first.map(|(since, _)| *since)
         };
-        if let Some(id) = pop(&mut self.idle[local]) {
-            return Some(id);
+        let heads = self.idle.iter().enumerate();
+        let heads = heads.filter_map(|(index, parked)| Some((next(parked)?, index)));
+        let (at, mut index) = match order {
+            Order::Lifo => heads.max()?,
+            Order::RoundRobin => heads.min()?,
+        };
+        if let Some(own) = next(&self.idle[local])
+            && own.max(at) - own.min(at) <= TURN
+        {
+            index = local;
         }
-        pop(self.idle.iter_mut().max_by_key(|parked| parked.len())?)
+        let taken = match order {
+            Order::Lifo => self.idle[index].pop_back(),
+            Order::RoundRobin => self.idle[index].pop_front(),
+        };
+        taken.map(|(_, id)| id)
     }
 
     /// Removes a server from its home's parked ones; answers whether it was there.
     pub(super) fn unpark(&mut self, id: ServerId, home: WorkerId) -> bool {
         let index = usize::from(home.0) % self.idle.len();
         let parked = &mut self.idle[index];
-        let found = parked.iter().position(|parked| *parked == id);
+        let found = parked.iter().position(|(_, parked)| *parked == id);
         found.is_some_and(|position| parked.remove(position).is_some())
     }
 
     pub(super) fn idle_ids(&self) -> impl Iterator<Item = ServerId> {
-        self.idle.iter().flatten().copied()
+        self.idle.iter().flatten().map(|(_, id)| *id)
     }
 
     /// The server that has been parked for longest, of each worker.
     pub(super) fn oldest_idle(&self) -> impl Iterator<Item = ServerId> {
-        self.idle.iter().filter_map(|parked| parked.front().copied())
+        self.idle.iter().filter_map(|parked| parked.front().map(|(_, id)| *id))
     }
 
     /// Whether logins to it failed and must not be tried again yet.
@@ -210,8 +209,34 @@ impl Lane {
     }
 }
 
-/// Differences between the last uses of two servers that do not matter for whose turn it is.
+/// Differences between the last uses of two servers that do not matter for which one comes first.
 const TURN: Duration = Duration::from_millis(1);
 
 /// How long a peak stands before a lower one replaces it.
 const PEAK_KEPT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_worker_s_server_is_taken_if_it_comes_first_by_more_than_a_turn() {
+        let start = Instant::now();
+        let check = |order, parked: &[(u64, u16)], worker: u16, expected: u64| {
+            let mut lane = Lane::new(LaneId(0), LaneRole::Writer, 2);
+            for (micros, home) in parked {
+                let at = start + Duration::from_micros(*micros);
+                lane.park(at, ServerId(*micros), WorkerId(*home));
+            }
+            assert_eq!(lane.take(WorkerId(worker), order), Some(ServerId(expected)));
+            assert_eq!(lane.idle_len(), parked.len() - 1);
+        };
+        check(Order::Lifo, &[(1, 0), (2, 0), (1002, 1)], 0, 2);
+        check(Order::Lifo, &[(1, 0), (2, 0), (1003, 1)], 0, 1003);
+        check(Order::Lifo, &[(1, 0), (2, 0), (1003, 1)], 1, 1003);
+        check(Order::Lifo, &[(1, 0), (2, 0)], 1, 2);
+        check(Order::RoundRobin, &[(1, 1), (1001, 0), (1002, 0)], 0, 1001);
+        check(Order::RoundRobin, &[(1, 1), (1002, 0), (1003, 0)], 0, 1);
+        check(Order::RoundRobin, &[(1, 1), (2, 1)], 0, 1);
+    }
+}

@@ -1,8 +1,9 @@
 //! A pool: the servers for one (database, user), who waits for them, and who gets one.
 //!
 //! One machine under one short lock, shared by all workers. Each idle server has a home worker:
-//! a checkout takes a local one first, steals second, opens third, waits last. A released server
-//! goes to a local waiter unless another worker's has waited longer by a bound.
+//! a checkout takes a local one, steals another worker's if that comes first by a bound, else
+//! opens, else waits. A released server goes to a local waiter unless another worker's has waited
+//! longer by a bound.
 //! A pool to a cluster has a lane for each node; other pools have one.
 //!
 //! Not here: sockets, logins, what a client asks for. Invariants: every slot is in one state;
@@ -226,7 +227,7 @@ impl Pool {
             None => {
                 self.set_state(id, State::Idle);
                 if let Some(lane) = self.lane_mut(lane) {
-                    lane.park(id, worker);
+                    lane.park(now, id, worker);
                 }
                 Checkin::Idle
             }
@@ -365,25 +366,22 @@ impl Lanes for Vec<Lane> {
 }
 
 impl Pool {
-    /// The next idle server for a want: local ones of the least used lane first, then stolen.
+    /// The next idle server for a want, of the least used lane.
     fn take_idle(&mut self, want: Want, worker: WorkerId) -> Option<ServerId> {
         let order = self.limits.order;
-        let slots = &self.slots;
-        let used = |id: ServerId| slots.get(&id).map(|slot| slot.used);
         if let [lane] = &mut self.lanes[..] {
             if !matches!(want, Want::Writer) && !matches!(lane.role, LaneRole::Writer) {
                 return None;
             }
-            return (lane.role == LaneRole::Writer)
-                .then(|| lane.take(worker, order, used))
-                .flatten();
+            let leads = lane.role == LaneRole::Writer;
+            return if leads { lane.take(worker, order) } else { None };
         }
         let mut eligible: Vec<(usize, usize)> = (0..self.lanes.len())
             .filter(|index| self.lanes.accept(want, self.lanes[*index].id))
             .map(|index| (self.lanes[index].tally.busy, index))
             .collect();
         eligible.sort_unstable();
-        eligible.into_iter().find_map(|(_, index)| self.lanes[index].take(worker, order, used))
+        eligible.into_iter().find_map(|(_, index)| self.lanes[index].take(worker, order))
     }
 
     fn fitness(&self, now: Instant, id: ServerId) -> Fitness {

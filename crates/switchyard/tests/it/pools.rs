@@ -280,29 +280,51 @@ fn an_idle_server_that_says_good_bye_has_crashed() -> io::Result<()> {
     Ok(())
 }
 
+/// Three clients of as many workers, each of which has had a server of its own.
+fn apart(order: &str) -> io::Result<(Postgres, Pooler, [Client; 3])> {
+    let settings = format!("pool_mode = transaction\ndefault_pool_size = 3\nworkers = 3\n{order}");
+    let (postgres, pooler) = start(&settings)?;
+    let connect = || Client::connect(pooler.port, "postgres");
+    let mut clients = [connect()?, connect()?, connect()?];
+    clients.iter_mut().try_for_each(|client| client.run("begin").map(drop))?;
+    clients.iter_mut().try_for_each(|client| client.run("commit").map(drop))?;
+    Ok((postgres, pooler, clients))
+}
+
+/// The server that a client gets now, which is longer after the last one than what does not count.
+fn server_of(client: &mut Client) -> io::Result<Vec<String>> {
+    std::thread::sleep(Duration::from_millis(5));
+    client.run("select pg_backend_pid()")
+}
+
 #[test]
 fn servers_take_turns_wherever_they_are() -> io::Result<()> {
     if !wanted() {
         return Ok(());
     }
-    let settings = "pool_mode = transaction\ndefault_pool_size = 3\nserver_round_robin = 1\n\
-                    workers = 3";
-    let (_postgres, pooler) = start(settings)?;
-    let connect = || Client::connect(pooler.port, "postgres");
-    let mut clients = [connect()?, connect()?, connect()?];
-    clients.iter_mut().try_for_each(|client| client.run("begin").map(drop))?;
-    clients.iter_mut().try_for_each(|client| client.run("commit").map(drop))?;
+    let (_postgres, _pooler, mut clients) = apart("server_round_robin = 1")?;
     for client in &mut clients {
-        let mut seen = Vec::new();
-        for _ in 0..9 {
-            // Longer than what does not count.
-            std::thread::sleep(Duration::from_millis(5));
-            seen.push(client.run("select pg_backend_pid()")?);
-        }
+        let seen: io::Result<Vec<_>> = (0..9).map(|_| server_of(client)).collect();
+        let mut seen = seen?;
         assert_eq!(seen[..3], seen[3..6]);
         seen.sort();
         seen.dedup();
         assert_eq!(seen.len(), 3, "all of them, in turn");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_server_that_was_used_last_is_used_first_wherever_it_is() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let (_postgres, _pooler, mut clients) = apart("server_round_robin = 0")?;
+    let first = server_of(&mut clients[0])?;
+    for _ in 0..3 {
+        for client in &mut clients {
+            assert_eq!(server_of(client)?, first);
+        }
     }
     Ok(())
 }
