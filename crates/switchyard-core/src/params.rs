@@ -16,6 +16,12 @@ pub struct Tracked {
 const STANDARD: [&str; 5] =
     ["DateStyle", "client_encoding", "TimeZone", "standard_conforming_strings", "application_name"];
 
+/// Position of `DateStyle` among the tracked names.
+pub const DATE_STYLE: usize = 0;
+/// Position of `TimeZone` among the tracked names.
+pub const TIME_ZONE: usize = 2;
+/// Position of `standard_conforming_strings` among the tracked names.
+pub const STANDARD_CONFORMING_STRINGS: usize = 3;
 /// Position of `application_name` among the tracked names.
 pub const APPLICATION_NAME: usize = 4;
 /// Position of `client_encoding` among the tracked names.
@@ -88,6 +94,20 @@ impl Params {
         }
         if self == defaults {
             self.0 = Arc::clone(&defaults.0);
+        }
+    }
+
+    /// Takes over the spelling of the server for each value that means the same there, as the
+    /// server itself would report it.
+    pub fn respell(&mut self, tracked: &Tracked, server: &Params) {
+        for (index, name) in tracked.names.iter().enumerate() {
+            let Some(Some(new)) = server.0.get(index) else { continue };
+            if self.value(index).is_some_and(|own| *own != **new && equal(index, name, own, new)) {
+                self.put(index, Arc::clone(new));
+            }
+        }
+        if *self == *server {
+            self.0 = Arc::clone(&server.0);
         }
     }
 
@@ -274,6 +294,24 @@ mod tests {
         assert_eq!(client.adopt(&server), [(2, b"zulu".as_slice().into())]);
         assert_eq!(client.value(2), Some(&b"Zulu"[..]));
         assert_eq!(client.value(APPLICATION_NAME), None);
+    }
+
+    #[test]
+    fn what_means_the_same_is_reported_as_the_server_spells_it() {
+        let tracked = Tracked::new(&[]);
+        let server = params(&tracked, &[("client_encoding", "UTF8"), ("TimeZone", "Zulu")]);
+        let check = |encoding: &str, zone: &str, expected: [&str; 2]| {
+            let sent = [("client_encoding", encoding), ("TimeZone", zone)];
+            let mut client = params(&tracked, &sent);
+            client.respell(&tracked, &server);
+            let found = [CLIENT_ENCODING, TIME_ZONE].map(|index| client.value(index));
+            assert_eq!(found, expected.map(|text| Some(text.as_bytes())));
+        };
+        check("'utf-8'", "zulu", ["UTF8", "Zulu"]);
+        check("latin1", "Etc/Zulu", ["latin1", "Etc/Zulu"]);
+        let mut named = params(&tracked, &[("application_name", "a")]);
+        named.respell(&tracked, &params(&tracked, &[("application_name", "A")]));
+        assert_eq!(named.value(APPLICATION_NAME), Some(&b"a"[..]));
     }
 
     #[test]

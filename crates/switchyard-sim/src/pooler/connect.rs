@@ -67,6 +67,7 @@ impl Pooler {
         let Some(welcome) = &self.pools[client.pool].welcome else { return };
         let mut params = params.clone();
         params.fill(welcome);
+        params.respell(&self.tracked, welcome);
         let mut bytes = Vec::new();
         build::authentication(&mut bytes, Authentication::Ok);
         for (index, name) in self.tracked.names().enumerate() {

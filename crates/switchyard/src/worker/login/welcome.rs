@@ -83,6 +83,7 @@ impl Worker {
         };
         let mut params = state.request.params;
         params.fill(&welcome.params);
+        params.respell(&self.snapshot.tracked, &welcome.params);
         let length = match state.request.version {
             Version::V3_0 => Length::Short,
             Version::V3_2 => Length::Long,

@@ -166,6 +166,26 @@ fn options_and_parameters_follow_the_settings() -> io::Result<()> {
 }
 
 #[test]
+fn parameters_that_mean_the_same_are_reported_as_the_server_spells_them() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let (_postgres, pooler) = stage("postgres = SERVER", "verbose = 1\npool_mode = transaction")?;
+    for (sent, reported) in [("'utf-8'", "UTF8"), ("latin1", "latin1"), ("utf8", "UTF8")] {
+        let names = [("user", "postgres"), ("database", "postgres"), ("client_encoding", sent)];
+        let mut client = switchyard_testkit::Raw::connect(pooler.port, &names)?;
+        let status = format!("client_encoding\0{reported}\0");
+        let told = |(tag, body): &(char, Vec<u8>)| *tag == 'S' && body == status.as_bytes();
+        assert_eq!(client.greeting.iter().filter(|message| told(message)).count(), 1, "{sent}");
+        let answer = client.query("show client_encoding")?;
+        let found = switchyard_testkit::raw::rows(&answer);
+        assert_eq!(found, [reported.to_uppercase()], "{sent}");
+    }
+    assert_eq!(pooler.log()?.matches("SET client_encoding=").count(), 2, "there and back");
+    Ok(())
+}
+
+#[test]
 fn oversized_and_malformed_sasl_messages_end_one_login() -> io::Result<()> {
     if !crate::wanted() {
         return Ok(());
