@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use mio::event::Source;
 use mio::net::{TcpListener, UnixListener};
@@ -134,6 +134,22 @@ impl Listener {
         match self {
             Listener::Tcp(listener, _) => SockRef::from(listener).set_keepalive(keepalive),
             Listener::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Number of the descriptor.
+    pub fn number(&self) -> RawFd {
+        match self {
+            Listener::Tcp(listener, _) => listener.as_raw_fd(),
+            Listener::Unix(listener) => listener.as_raw_fd(),
+        }
+    }
+
+    /// Own address, if it has one.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Listener::Tcp(listener, _) => listener.local_addr().ok(),
+            Listener::Unix(_) => None,
         }
     }
 

@@ -82,6 +82,8 @@ pub enum Show {
     Sockets,
     /// ACTIVE_SOCKETS.
     ActiveSockets,
+    /// FDS.
+    Fds,
     /// MEM.
     Mem,
     /// DNS_HOSTS.
@@ -117,6 +119,7 @@ const OBJECTS: &[(&str, Show)] = &[
     ("databases", Show::Databases),
     ("dns_hosts", Show::DnsHosts),
     ("dns_zones", Show::DnsZones),
+    ("fds", Show::Fds),
     ("help", Show::Help),
     ("hooks", Show::Hooks),
     ("lists", Show::Lists),

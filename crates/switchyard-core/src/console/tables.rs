@@ -20,9 +20,11 @@ pub enum Type {
     Int8,
     /// numeric.
     Numeric,
+    /// bytea, of which only NULL is sent.
+    Bytea,
 }
 
-use Type::{Int4, Int8, Numeric, Text};
+use Type::{Bytea, Int4, Int8, Numeric, Text};
 
 const CONFIG: &[TableColumn] =
     &[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)];
@@ -108,6 +110,23 @@ const BUFFERS: [TableColumn; 7] = [
     ("send_remain", Int4),
     ("pkt_avail", Int4),
     ("send_avail", Int4),
+];
+const FDS: &[TableColumn] = &[
+    ("fd", Int4),
+    ("task", Text),
+    ("user", Text),
+    ("database", Text),
+    ("addr", Text),
+    ("port", Int4),
+    ("cancel", Int8),
+    ("link", Int4),
+    ("client_encoding", Text),
+    ("std_strings", Text),
+    ("datestyle", Text),
+    ("timezone", Text),
+    ("password", Text),
+    ("scram_client_key", Bytea),
+    ("scram_server_key", Bytea),
 ];
 const PEERS: &[TableColumn] =
     &[("peer_id", Int4), ("host", Text), ("port", Int4), ("pool_size", Int4)];
@@ -297,6 +316,7 @@ pub fn columns(show: Show) -> Vec<TableColumn> {
         Show::Servers => CONNECTIONS.to_vec(),
         Show::Users => USERS.to_vec(),
         Show::Sockets | Show::ActiveSockets => [CONNECTIONS, &BUFFERS].concat(),
+        Show::Fds => FDS.to_vec(),
         Show::Lists => LISTS.to_vec(),
         Show::Peers => PEERS.to_vec(),
         Show::PeerPools => PEER_POOLS.to_vec(),
@@ -337,6 +357,7 @@ pub fn describe(out: &mut Vec<u8>, columns: &[TableColumn], formats: &[Format]) 
                 Int4 => (23, 4),
                 Int8 => (20, 8),
                 Numeric => (1700, -1),
+                Bytea => (17, -1),
             };
             let format = u16::from(format_of(formats, index) == Format::Binary);
             Column { name, oid, len, format }
@@ -367,7 +388,7 @@ fn format_of(formats: &[Format], index: usize) -> Format {
 fn binary(kind: Type, text: &str) -> Cow<'_, [u8]> {
     let number = || text.trim().parse::<i128>().unwrap_or(0);
     let (low, high) = match kind {
-        Text => return Cow::Borrowed(text.as_bytes()),
+        Text | Bytea => return Cow::Borrowed(text.as_bytes()),
         Numeric => return Cow::Owned(numeric(text)),
         Int4 => (i64::from(i32::MIN), i64::from(i32::MAX)),
         Int8 => (i64::MIN, i64::MAX),

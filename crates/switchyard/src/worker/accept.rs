@@ -1,6 +1,7 @@
 //! Listening sockets and new connections. One worker accepts for all and places each connection
 //! on the least loaded one.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use switchyard_config::reason;
@@ -98,6 +99,12 @@ impl Worker {
                 listening.listener = None;
             }
         }
+    }
+
+    /// Descriptors and addresses of open listeners; a unix socket has no address.
+    pub(super) fn listening(&self) -> impl Iterator<Item = (i32, Option<SocketAddr>)> {
+        let open = self.listeners.iter().filter_map(|one| one.listener.as_ref());
+        open.map(|listener| (listener.number(), listener.local_addr()))
     }
 
     /// Brings open listeners in line with the settings.

@@ -19,7 +19,10 @@ use crate::worker::message::Message;
 impl Worker {
     pub(super) fn command(&mut self, key: Key, command: Command) -> Done {
         let Some(rights) = self.console(key).map(|console| console.rights) else { return Ok(None) };
-        let harmless = matches!(command, Command::Show(_) | Command::SetIgnored);
+        let harmless = match command {
+            Command::Show(show) => show != Show::Fds,
+            _ => command == Command::SetIgnored,
+        };
         if rights == Rights::Stats && !harmless {
             return Err("admin access needed".into());
         }
@@ -223,7 +226,7 @@ impl Worker {
                 self.notice(key, "Console usage", Some(tables::HELP));
                 return Ok(Some("SHOW"));
             }
-            Show::Clients | Show::Servers | Show::Sockets | Show::ActiveSockets => {
+            Show::Clients | Show::Servers | Show::Sockets | Show::ActiveSockets | Show::Fds => {
                 Question::Connections(show)
             }
             Show::Pools | Show::Lists | Show::Mem => Question::Counts(show),

@@ -15,9 +15,12 @@ use crate::worker::console::tables::text;
 use crate::worker::server::{Server, Stage as ServerStage, Use, pointer};
 
 impl Worker {
-    /// What SHOW CLIENTS or SHOW SOCKETS says of a client, if anything.
+    /// What SHOW CLIENTS, SOCKETS or FDS says of a client, if anything.
     pub(super) fn client_line(&self, key: Key, show: Show) -> Option<(u64, Row)> {
         let client = self.clients.get(key)?;
+        if show == Show::Fds {
+            return Some((client.number, self.client_descriptor(client)?));
+        }
         let state = match show {
             Show::Clients => client_state(client)?,
             _ => client_socket(client)?,
@@ -89,11 +92,16 @@ impl Worker {
         ]
     }
 
-    /// What SHOW SERVERS or SHOW SOCKETS says of a server that is here, or parked with its home
+    /// What SHOW SERVERS, SOCKETS or FDS says of a server that is here, or parked with its home
     /// here.
     pub(super) fn server_line(&self, key: Key, show: Show) -> Option<(u64, Row)> {
         let slot = self.servers.get(key)?;
         let inner = slot.pool.lock();
+        if show == Show::Fds {
+            let parked = || inner.parking.server(slot.id).filter(|s| s.home == self.id);
+            let server = slot.here.as_ref().or_else(parked)?;
+            return Some((server.number, self.server_descriptor(server)?));
+        }
         let stale = inner.machine.is_stale(slot.id);
         let (server, state) = match &slot.here {
             Some(server) => (server, server_state(server)),

@@ -14,6 +14,7 @@ use switchyard_io::Key;
 use crate::entries::Entry;
 use crate::pools::SharedPool;
 use crate::worker::client::Stage;
+use crate::worker::console::descriptors;
 use crate::worker::console::pools::{Parts, Tally};
 use crate::worker::message::Message;
 use crate::worker::{Todo, Worker};
@@ -21,7 +22,7 @@ use crate::worker::{Todo, Worker};
 /// What all workers are asked.
 #[derive(Clone, Debug)]
 pub enum Question {
-    /// Rows of SHOW CLIENTS, SERVERS, SOCKETS or ACTIVE_SOCKETS.
+    /// Rows of SHOW CLIENTS, SERVERS, SOCKETS, ACTIVE_SOCKETS or FDS.
     Connections(Show),
     /// Numbers for SHOW POOLS, LISTS or MEM.
     Counts(Show),
@@ -116,6 +117,10 @@ impl Worker {
                 }
                 if *show != Show::Clients {
                     servers = self.servers.iter().map(|(key, _)| key).collect();
+                }
+                if *show == Show::Fds {
+                    gathering.lock().rows.extend(self.listener_descriptors());
+                } else if *show != Show::Clients {
                     cancels = self.cancels.iter().map(|(key, _)| key).collect();
                 }
                 let gathering = Arc::clone(gathering);
@@ -217,6 +222,10 @@ impl Worker {
             Show::Pools => self.pool_rows(&found.tallies),
             Show::Lists => self.list_rows(&found.parts),
             Show::Mem => self.memory_rows(&found.parts),
+            Show::Fds => {
+                found.rows.sort_by_key(|(number, row)| (descriptors::rank(row), *number));
+                found.rows.into_iter().map(|(_, row)| row).collect()
+            }
             _ => {
                 // Clients first: their rows begin with C, those of servers with S.
                 found.rows.sort_unstable_by(|(left, row), (right, other)| {

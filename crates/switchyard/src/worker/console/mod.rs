@@ -2,11 +2,13 @@
 //! `commands` act, `clusters` are those to clusters, `waits` are the ends of those that take time,
 //! `suspend` is SUSPEND, `kill` closes connections. Rows of SHOW: `tables` are those that one
 //! thread can tell, `gather` collects what all workers have to add to, of which `connections` are
-//! the widest; `pools` and `stats` are numbers, `hooks` those of the Python functions.
+//! the widest and `descriptors` those of sockets as numbers; `pools` and `stats` are numbers,
+//! `hooks` those of the Python functions.
 
 mod clusters;
 mod commands;
 mod connections;
+mod descriptors;
 mod explain;
 pub mod gather;
 mod hooks;

@@ -62,6 +62,7 @@ impl Worker {
             | Show::Servers
             | Show::Sockets
             | Show::ActiveSockets
+            | Show::Fds
             | Show::Lists
             | Show::Mem => Vec::new(),
         }

@@ -60,6 +60,11 @@ const COLUMNS: &[(&str, &str)] = &[
     ),
     ("totals", "name:t value:n"),
     ("mem", "name:t size:i used:i free:i memtotal:i"),
+    (
+        "fds",
+        "fd:i task:t user:t database:t addr:t port:i cancel:l link:i client_encoding:t \
+         std_strings:t datestyle:t timezone:t password:t scram_client_key:b scram_server_key:b",
+    ),
     ("dns_hosts", "hostname:t ttl:l addrs:t"),
     ("dns_zones", "zonename:t serial:l count:i"),
 ];
@@ -90,6 +95,7 @@ fn columns_are_those_that_consumers_read_by_position() -> io::Result<()> {
                 "t" => 25,
                 "i" => 23,
                 "l" => 20,
+                "b" => 17,
                 _ => 1700,
             };
             format!(" {name}:{oid}")
@@ -213,6 +219,54 @@ fn connections_are_shown_in_their_states() -> io::Result<()> {
     two.answer()?;
     wait_until("idle", || pools(&mut console).is_ok_and(|row| row[2..4] == ["2", "0"]))?;
     assert_eq!(row(&mut console, "show servers", "S|")?[4], "idle");
+    Ok(())
+}
+
+#[test]
+fn descriptors_are_shown_with_who_uses_them() -> io::Result<()> {
+    if !crate::wanted() {
+        return Ok(());
+    }
+    let settings = "pool_mode = transaction\nworkers = 2\nstats_users = app";
+    let (postgres, pooler) = crate::start(settings)?;
+    let mut console = Raw::console(pooler.port, "postgres")?;
+    let names = [("user", "app"), ("database", "forced"), ("TimeZone", "Zulu")];
+    let mut one = Raw::connect(pooler.port, &names)?;
+    one.query("begin")?;
+    // Connected and parked.
+    let mut two = Raw::connect(pooler.port, &[("user", "app"), ("database", "postgres")])?;
+    two.query("select 1")?;
+    wait_until("parking", || {
+        rows(&mut console, "show pools").is_ok_and(|rows| {
+            rows.iter().any(|row| row.starts_with("postgres|app|1|0|0|0|0|0|0|1|"))
+        })
+    })?;
+    let found = rows(&mut console, "show fds")?;
+    let found: Vec<Vec<&str>> = found.iter().map(|row| row.split('|').collect()).collect();
+    let column = |index: usize| found.iter().map(|row| row[index]).collect::<Vec<_>>();
+    let tasks = ["pooler", "pooler", "client", "client", "server", "server"];
+    assert_eq!(column(1), tasks);
+    assert_eq!(column(2), ["NULL", "NULL", "app", "app", "app", "app"]);
+    assert_eq!(column(3)[2..], ["forced", "postgres", "forced", "postgres"]);
+    let port = pooler.port.to_string();
+    let mut listeners = found[..2].iter().map(|row| (row[4], row[5])).collect::<Vec<_>>();
+    listeners.sort_unstable();
+    assert_eq!(listeners, [("127.0.0.1", &*port), ("unix", &*port)]);
+    assert_eq!(column(5)[4..], [&*postgres.port.to_string(); 2]);
+    for descriptor in column(0) {
+        let link = format!("/proc/{}/fd/{descriptor}", pooler.pid());
+        assert!(std::fs::read_link(link)?.to_string_lossy().starts_with("socket:"));
+    }
+    // Who is linked shows the other side.
+    let (client, server) = (&found[2], &found[4]);
+    assert_eq!((client[7], server[7]), (server[0], client[0]));
+    assert_eq!(column(7).iter().filter(|link| **link == "0").count(), 4);
+    assert_eq!(client[8..12], ["UTF8", "on", "ISO, MDY", "Zulu"]);
+    assert_eq!(server[8..12], client[8..12]);
+    assert!(found[2..].iter().all(|row| row[6] != "0"), "keys are known");
+    assert!(found.iter().all(|row| row[12..] == ["NULL"; 3]), "secrets are not");
+    let mut visitor = Raw::console(pooler.port, "app")?;
+    assert!(told(&mut visitor, "show fds")?.contains("admin access needed"));
     Ok(())
 }
 
