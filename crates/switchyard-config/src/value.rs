@@ -43,13 +43,14 @@ impl Value for bool {
     }
 }
 
-/// A truth that is shown as `true` or `false`.
+/// A truth that is one of eight words, and shown as `true` or `false`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Truth(pub bool);
 
 impl Value for Truth {
     fn parse(text: &str) -> Option<Self> {
-        bool::parse(text).map(Truth)
+        let number = !matches!(text, "0" | "1") && integer(text).is_some();
+        if number { None } else { bool::parse(text).map(Truth) }
     }
 
     fn show(&self) -> Option<String> {

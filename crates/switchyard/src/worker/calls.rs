@@ -39,6 +39,8 @@ impl Worker {
             }
         }
         self.hooks.current = wanted;
+        // Its processes may have come before.
+        self.count_hands();
         self.leave_booths();
     }
 
@@ -64,13 +66,18 @@ impl Worker {
                 self.obey_desk(index);
             }
         }
+        self.count_hands();
+        self.leave_booths();
+    }
+
+    /// The first loop tells how many processes there are.
+    fn count_hands(&self) {
         if self.id.0 == 0 {
             let current = self.hooks.current.as_ref();
             let ours = |hand: &HandSlot| current.is_some_and(|c| Arc::ptr_eq(c, &hand.host));
             let count = self.hooks.hands.iter().filter(|(_, hand)| ours(hand)).count();
             self.shared.hook_stats.set_workers(count);
         }
-        self.leave_booths();
     }
 
     fn new_hand(&mut self, host: &Arc<Host>, hand: NewHand) {

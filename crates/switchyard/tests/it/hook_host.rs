@@ -223,13 +223,13 @@ fn a_guard_that_fails_lets_nothing_pass() -> io::Result<()> {
             let counts = thread.join().map_err(|_| io::Error::other("unfiltered rows"))??;
             total = [total[0] + counts[0], total[1] + counts[1]];
         }
-        assert!(total[0] > 20 && total[1] > 5, "{policy}: {total:?}");
+        assert!(total[0] > 5 && total[1] > 5, "{policy}: {total:?}");
     }
     // Not one arrived without its filter.
     let log = std::fs::read_to_string(server.socket_dir().join("log"))?;
     let arrived = log.lines().filter(|line| line.contains("select v from secrets"));
     let (filtered, bare): (Vec<_>, Vec<_>) = arrived.partition(|line| line.contains("where owner"));
-    assert!(filtered.len() > 40, "{}", filtered.len());
+    assert!(filtered.len() > 10, "{}", filtered.len());
     assert_eq!(bare, Vec::<&str>::new());
     Ok(())
 }
