@@ -1,7 +1,14 @@
 //! Whether a client is inside a transaction block at a point of its message stream, also while
 //! earlier messages are unanswered: by looking at the command word of what was sent.
 
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+
 use crate::server::link::Status;
+
+/// Names remembered for one client.
+const NAMES_MAX: usize = 1000;
 
 /// What the unanswered messages of a client do to its transaction block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,11 +34,51 @@ impl Predicted {
 
     /// Takes a message with this query text into account.
     pub fn after(self, sql: &[u8]) -> Self {
-        match Word::of(sql) {
+        self.after_word(Word::of(sql))
+    }
+
+    /// The same for a statement whose word is known.
+    pub fn after_word(self, word: Word) -> Self {
+        match word {
             Word::Begin => Predicted::Opened,
             Word::End => Predicted::Closed,
             Word::Other => self,
         }
+    }
+}
+
+/// A client's prepared statements that begin or end a block, by name: what they do is done when
+/// they are bound, which may be long after their text was seen.
+#[derive(Debug, Default)]
+pub struct BlockStatements(Option<Box<ByName>>);
+
+type ByName = HashMap<Box<[u8]>, Word, RandomState>;
+
+impl BlockStatements {
+    /// A Parse of this name has this text.
+    pub fn define(&mut self, name: &[u8], sql: &[u8]) {
+        match Word::of(sql) {
+            Word::Other => self.remove(name),
+            word => {
+                let known = self.0.get_or_insert_default();
+                if known.len() < NAMES_MAX || known.contains_key(name) {
+                    known.insert(name.into(), word);
+                }
+            }
+        }
+    }
+
+    /// A statement was closed.
+    pub fn remove(&mut self, name: &[u8]) {
+        if let Some(known) = &mut self.0 {
+            known.remove(name);
+        }
+    }
+
+    /// What the statement of this name does.
+    pub fn word(&self, name: &[u8]) -> Word {
+        let known = self.0.as_ref().and_then(|known| known.get(name).copied());
+        known.unwrap_or(Word::Other)
     }
 }
 
@@ -40,7 +87,7 @@ impl Predicted {
 pub enum Word {
     /// BEGIN, START TRANSACTION.
     Begin,
-    /// COMMIT, END, ROLLBACK, ABORT, without AND CHAIN or TO.
+    /// COMMIT, END, ROLLBACK, ABORT, without AND CHAIN or TO; PREPARE TRANSACTION.
     End,
     /// Anything else.
     Other,
@@ -59,6 +106,11 @@ impl Word {
             let second = words.next().unwrap_or_default();
             let begin = second.eq_ignore_ascii_case(b"transaction");
             return if begin { Word::Begin } else { Word::Other };
+        }
+        if is("prepare") {
+            let second = words.next().unwrap_or_default();
+            let ends = second.eq_ignore_ascii_case(b"transaction");
+            return if ends { Word::End } else { Word::Other };
         }
         if !(is("commit") || is("end") || is("rollback") || is("abort")) {
             return Word::Other;
@@ -142,6 +194,8 @@ mod tests {
             ("commit and chain", Word::Other),
             ("commit and no chain", Word::End),
             ("commit prepared 'x'", Word::Other),
+            ("prepare transaction 'x'", Word::End),
+            ("prepare x as select 1", Word::Other),
             ("select 1", Word::Other),
             ("/* open", Word::Other),
             ("", Word::Other),
@@ -151,10 +205,33 @@ mod tests {
     }
 
     #[test]
+    fn prepared_statements() {
+        let mut blocks = BlockStatements::default();
+        assert_eq!(blocks.word(b"b"), Word::Other);
+        blocks.define(b"b", b"begin");
+        blocks.define(b"", b"commit");
+        blocks.define(b"s", b"select 1");
+        assert_eq!(
+            [&b"b"[..], b"", b"s"].map(|name| blocks.word(name)),
+            [Word::Begin, Word::End, Word::Other]
+        );
+        blocks.define(b"", b"select 1");
+        blocks.remove(b"b");
+        assert_eq!([&b"b"[..], b""].map(|name| blocks.word(name)), [Word::Other; 2]);
+        for number in 0..2 * NAMES_MAX {
+            blocks.define(number.to_string().as_bytes(), b"begin");
+        }
+        assert_eq!(blocks.word(b"7"), Word::Begin);
+        assert_eq!(blocks.word((2 * NAMES_MAX - 1).to_string().as_bytes()), Word::Other);
+    }
+
+    #[test]
     fn predictions() {
         let opened = Predicted::AsReported.after(b"BEGIN").after(b"select 1");
         assert!(opened.in_transaction(Status::Idle));
         assert!(!opened.after(b"commit").in_transaction(Status::Block));
         assert!(Predicted::AsReported.in_transaction(Status::Failed));
+        assert_eq!(opened.after_word(Word::End), Predicted::Closed);
+        assert_eq!(opened.after_word(Word::Other), Predicted::Opened);
     }
 }

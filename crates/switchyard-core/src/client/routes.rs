@@ -32,6 +32,12 @@ impl StatementRoutes {
         self.current
     }
 
+    /// Whether everything goes to one place, as without functions or rules that route.
+    pub fn is_plain(&self) -> bool {
+        let home = RouteId::default();
+        self.named.is_none() && self.current == home && self.unnamed == home
+    }
+
     /// Messages go there from now on.
     pub fn turn(&mut self, to: RouteId) {
         self.current = to;
@@ -116,7 +122,9 @@ mod tests {
     #[test]
     fn statements_stay_where_they_were_prepared() {
         let mut routes = StatementRoutes::default();
+        assert!(routes.is_plain());
         routes.define(b"home");
+        assert!(routes.is_plain());
         routes.define(b"");
         assert_eq!(routes.elsewhere(b"home"), None);
         routes.turn(RouteId(1));
@@ -127,6 +135,7 @@ mod tests {
         routes.define(b"");
         assert_eq!(routes.elsewhere(b""), None);
         routes.turn(RouteId(0));
+        assert!(!routes.is_plain());
         assert_eq!(routes.elsewhere(b"there"), Some(RouteId(1)));
         routes.intend(Some(RouteId(2)));
         routes.define_anywhere(b"intended");

@@ -15,7 +15,7 @@ use switchyard_wire::tag::frontend;
 use switchyard_wire::{build, frame, read};
 
 use crate::client::lost::{Lost, Owed, Told};
-use crate::client::pipeline::Predicted;
+use crate::client::pipeline::{BlockStatements, Predicted};
 use crate::client::replay::{Answers, Fresh, Keeping, Refused, Replay};
 use crate::client::routes::{RouteId, StatementRoutes};
 use crate::client::traces::Traces;
@@ -55,6 +55,7 @@ pub struct Session {
     partial: Partial,
     approval: Option<Approval>,
     predicted: Predicted,
+    blocks: BlockStatements,
     denied: Denied,
     lost: Lost,
     kept: Kept,
@@ -87,6 +88,7 @@ impl Session {
             partial: Partial { left: 0, to: Destination::Nowhere },
             approval: None,
             predicted: Predicted::AsReported,
+            blocks: BlockStatements::default(),
             denied: Denied::No,
             lost: Lost::default(),
             kept: Kept::Nothing,
@@ -179,6 +181,7 @@ impl Session {
                     Some((b'S', name)) if !name.is_empty() => {
                         self.statements.remove(name);
                         self.routes.remove(name);
+                        self.blocks.remove(name);
                         build::empty(
                             &mut flow.client,
                             switchyard_wire::tag::backend::CLOSE_COMPLETE,
@@ -204,7 +207,7 @@ impl Session {
                 }
                 Ok(self.pass(m, Destination::Nowhere, flow))
             }
-            tag if is_request(tag) => match self.elsewhere(&m, rules)? {
+            tag if is_request(tag) => match self.elsewhere(&m)? {
                 Some(route) => Err(Stop::Move(route)),
                 None => Err(Stop::NeedServer),
             },

@@ -70,6 +70,9 @@ pub enum Next {
     Stay,
     /// Its client keeps it while its messages go elsewhere.
     Keep,
+    /// It stays although its client's messages were to go elsewhere: what was sent before has
+    /// opened a transaction block, which its words did not tell.
+    Remain,
     /// It is separated from its client and released.
     Part,
     /// It is released, with all that its mode asks for.
@@ -87,6 +90,9 @@ pub fn next(link: &Link, unsent: Unsent, duty: Duty, tenure: Tenure) -> Next {
     match (duty, tenure) {
         (Duty::Linked(Bond::Moving), Tenure::Session) if free => Next::Keep,
         (Duty::Linked(Bond::Moving), _) if free => Next::Part,
+        (Duty::Linked(Bond::Moving), _) if link.is_quiet() && unsent == Unsent::Nothing => {
+            Next::Remain
+        }
         (Duty::Linked(Bond::None), Tenure::Transaction | Tenure::Statement) if free => Next::Part,
         (Duty::Idle | Duty::Testing, _) if free => Next::Checkin,
         (Duty::RollingBack, _) if free => Next::Release,

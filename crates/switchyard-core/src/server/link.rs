@@ -387,6 +387,12 @@ impl Link {
         ended && self.group == Group::Ended && self.copy == Copy::Off
     }
 
+    /// Whether the client may go elsewhere once all this is answered: no part of a group is here,
+    /// and how many answers are to come is known.
+    pub fn may_be_left(&self) -> bool {
+        self.ends_with_group() && self.certainty != Certainty::Doubtful
+    }
+
     /// Quiet and outside a transaction block: may serve anybody.
     #[inline]
     pub fn is_free(&self) -> bool {

@@ -140,7 +140,7 @@ impl Pooler {
             (Next::Part, Some(client)) => self.unlink(env, w, key, client),
             (Next::Checkin, _) => self.checkin(env, w, key),
             (Next::Close(reason), _) => self.close_server(env, w, key, reason),
-            (Next::Keep, _) => unreachable!("there are no routes"),
+            (Next::Keep | Next::Remain, _) => unreachable!("there are no routes"),
             (Next::Release, _) => unreachable!("nothing is rolled back"),
             (Next::Stay | Next::Part, _) => {}
         }

@@ -182,11 +182,12 @@ impl Worker {
         let unsent = Unsent::of(!server.output.is_empty());
         match (duty::next(link, unsent, duty, server.pool.tenure()), client) {
             (Next::Keep, Some(client)) => self.keep(key, client),
+            (Next::Remain, Some(client)) => self.remain(client),
             (Next::Part, Some(client)) => self.unlink(key, client),
             (Next::Release, _) => self.release(key),
             (Next::Checkin, _) => self.checkin(key),
             (Next::Close(reason), _) => self.close_server(key, reason),
-            (Next::Stay | Next::Keep | Next::Part, _) => {}
+            (Next::Stay | Next::Keep | Next::Remain | Next::Part, _) => {}
         }
     }
 

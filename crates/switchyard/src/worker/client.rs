@@ -98,6 +98,8 @@ pub enum Lookup {
 pub struct Identity {
     /// Login user.
     pub user: String,
+    /// The name it sent, if it was logged in as somebody else.
+    pub sent: Option<Box<str>>,
     /// Database it logged in to, as asked for.
     pub database: String,
     /// That entry.
@@ -131,6 +133,11 @@ pub enum Counted {
 }
 
 impl Identity {
+    /// The name that the client sent.
+    pub fn sent(&self) -> &str {
+        self.sent.as_deref().unwrap_or(&self.user)
+    }
+
     /// The client is gone: it counts no more.
     pub fn left(&self, shared: &Shared) {
         if let (Some(entry), Counted::Entry | Counted::User) = (&self.entry, self.counted) {

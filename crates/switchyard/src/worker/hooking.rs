@@ -14,7 +14,7 @@ use crate::hooks::peers;
 use crate::rules::Native;
 use crate::worker::Worker;
 use crate::worker::booths::{Question, Reply};
-use crate::worker::client::{Activity, Stage};
+use crate::worker::client::{Activity, Place, Stage};
 
 /// Whether a client's message is with the hooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Worker {
         let inside = session.in_transaction(link.as_deref());
         let block = if inside { Block::Inside } else { Block::Outside };
         let encoding = session.params().value(CLIENT_ENCODING).unwrap_or(b"UTF8");
-        let user = client.identity.as_ref().map_or("", |identity| identity.user.as_str());
+        let user = client.identity.as_ref().map_or("", |identity| identity.sent());
         let native = match &self.rules {
             Some(rules) => {
                 let database =
@@ -167,6 +167,12 @@ impl Worker {
             approval = self.policy(key, &failure);
             then = failure.then;
         }
+        self.approve(key, approval, then);
+    }
+
+    /// The message at the head of a client's stream goes on so; `then` is where the client goes
+    /// when a refusal was sent.
+    pub(super) fn approve(&mut self, key: Key, approval: Approval, then: Option<Place>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         if let Stage::Session(session, activity) = &mut client.stage {
             let refused = matches!(approval, Approval::Refused(_));

@@ -119,6 +119,23 @@ impl Worker {
         self.clients.get(key).is_some_and(|client| client.moving.is_none())
     }
 
+    /// A client that was to go elsewhere is inside a transaction block: what becomes of the message
+    /// that it waits with is decided for a block.
+    pub(super) fn remain(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(place) = client.moving.take() else { return };
+        let Stage::Session(session, _) = &client.stage else { return };
+        let text = session.passed_text(&client.input).map(<[u8]>::to_vec);
+        if let Some(text) = text {
+            let name = place.pool.entry.name.clone();
+            if let Err(failure) = self.move_client(key, place, &name, &text) {
+                let approval = self.policy(key, &failure);
+                self.approve(key, approval, failure.then);
+            }
+        }
+        self.todo.push_back(Todo::Client(key));
+    }
+
     /// A message was sent where the client was although its statement belongs elsewhere.
     pub(super) fn note_stay(&mut self, key: Key, route: RouteId) {
         let Some(client) = self.clients.get(key) else { return };

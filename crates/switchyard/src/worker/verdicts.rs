@@ -39,6 +39,19 @@ pub(super) struct Failure {
     pub(super) then: Option<Place>,
 }
 
+/// What ties a client to its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bound {
+    /// Nothing.
+    No,
+    /// A part of a group that was sent there.
+    ByGroup,
+    /// Its transaction block.
+    ByBlock,
+    /// The same, of which only the end is left.
+    ByFailedBlock,
+}
+
 impl Failure {
     fn new(how: OnError, sqlstate: &'static str, text: &str) -> Self {
         Failure { how, sqlstate, text: text.to_owned(), instead: None, then: None }
@@ -260,9 +273,28 @@ impl Worker {
         if self.snapshot.config.settings.route_none == RouteNone::Default
             && let Some(home) = self.clients.get(key).and_then(|client| client.home.clone())
         {
-            let name = home.pool.entry.name.clone();
-            // What may fail is a move inside a transaction; None does not ask for one.
-            let _ = self.move_client(key, home, &name, text);
+            // None does not ask for a move that is not possible.
+            if self.is_bound(key) == Bound::No {
+                let name = home.pool.entry.name.clone();
+                // What may fail is a move inside a transaction.
+                let _ = self.move_client(key, home, &name, text);
+            }
+        }
+    }
+
+    /// What ties a client to its server.
+    fn is_bound(&mut self, key: Key) -> Bound {
+        let Some(client) = self.clients.get_mut(key) else { return Bound::No };
+        let server = client.server().and_then(|slot| self.servers.get_mut(slot));
+        let link = server.and_then(|slot| slot.here.as_mut()).and_then(|s| s.link());
+        let Stage::Session(session, _) = &client.stage else { return Bound::No };
+        if session.in_transaction(link.as_deref()) {
+            let failed = link.is_some_and(|link| link.status() == Status::Failed);
+            return if failed { Bound::ByFailedBlock } else { Bound::ByBlock };
+        }
+        match link.is_some_and(|link| !link.may_be_left()) {
+            true => Bound::ByGroup,
+            false => Bound::No,
         }
     }
 
@@ -306,28 +338,28 @@ impl Worker {
     /// Sends a client's next messages to another pool: at once, or when the answers that it still
     /// waits for have come. Inside a transaction route_in_transaction decides; in a group of which
     /// a part was sent it stays.
-    fn move_client(&mut self, key: Key, to: Place, name: &str, text: &[u8]) -> Result<(), Failure> {
-        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
+    pub(super) fn move_client(
+        &mut self,
+        key: Key,
+        to: Place,
+        name: &str,
+        text: &[u8],
+    ) -> Result<(), Failure> {
+        let Some(client) = self.clients.get(key) else { return Ok(()) };
         let Some(from) = client.place.clone() else { return Ok(()) };
         if from.is(&to) {
             Stats::add(&self.count(Hook::Route).identical, 1);
             return Ok(());
         }
         let slot = client.server();
-        let server = slot.and_then(|slot| self.servers.get_mut(slot));
-        let link = server.and_then(|slot| slot.here.as_mut()).and_then(|s| s.link());
-        let Stage::Session(session, _) = &client.stage else { return Ok(()) };
-        let inside = session.in_transaction(link.as_deref());
-        let open = link.as_ref().is_some_and(|link| !link.ends_with_group());
-        if !inside && !open {
+        let bound = self.is_bound(key);
+        if bound == Bound::No {
             Stats::add(&self.count(Hook::Route).changed, 1);
             self.move_to(key, to);
             return Ok(());
         }
         // The end of a block belongs to its server, whatever the rules say.
-        let ends = Word::of(text) == Word::End;
-        let failed = link.as_ref().is_some_and(|link| link.status() == Status::Failed);
-        let inside = inside && !ends && !failed;
+        let inside = bound == Bound::ByBlock && Word::of(text) != Word::End;
         match self.snapshot.config.settings.route_in_transaction {
             RouteInTransaction::Error if inside => {
                 let text = "cannot change server inside a transaction";

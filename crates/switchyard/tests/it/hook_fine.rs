@@ -138,6 +138,12 @@ fn results_of_routing_rules() -> io::Result<()> {
         assert_eq!(answer(client, &format!("{HERE} /*key:{key}*/")), found, "{key}");
     }
     assert_eq!(answer(client, HERE), "postgres", "None is where the client logged in");
+    // Inside a block None asks for nothing.
+    answer(client, "begin /*key:'second'*/");
+    assert_eq!(answer(client, HERE), "second");
+    answer(client, "commit");
+    assert_eq!(answer(client, HERE), "postgres");
+    assert!(!lab.pooler.log()?.contains("inside a transaction"));
     let log = lab.pooler.log()?;
     for key in ["nobody", "Third", " third", "pgbouncer", "dev@reader"] {
         assert!(log.contains(&format!("returned unknown database \"{key}\"")), "{key}: {log}");
@@ -217,6 +223,9 @@ fn words_of_settings() -> io::Result<()> {
         ("rewrite_query_disconnect_on_failure = off", true),
         ("rewrite_query_disconnect_on_failure = true", true),
         ("rewrite_query_disconnect_on_failure = maybe", false),
+        ("rewrite_query_disconnect_on_failure = 1", true),
+        ("rewrite_query_disconnect_on_failure = 2", false),
+        ("rewrite_query_disconnect_on_failure = -1", false),
         ("rewrite_on_error = fail", false),
         ("route_none = default", true),
         ("route_none = none", false),
@@ -315,6 +324,22 @@ fn the_console_explains_and_counts() -> io::Result<()> {
 }
 
 #[test]
+fn functions_see_the_name_that_a_client_sent() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let server = Postgres::start("")?;
+    let rules = Rules::new("def rewrite_query(user, query):\n    return f\"select '{user}'\"\n")?;
+    let entry = format!("dev = host=127.0.0.1 port={} dbname=postgres user=postgres", server.port);
+    for (method, user) in [("trust", "app"), ("any", "whoever"), ("any", "postgres")] {
+        let settings = format!("auth_type = {method}\n{}", rules.settings(&["rewrite_query"]));
+        let pooler = Pooler::start(super::program(), &entry, &settings)?;
+        assert_eq!(pooler.sql(user, "dev", "select 1")?.trim(), user, "{method}");
+    }
+    Ok(())
+}
+
+#[test]
 fn modules_are_found_where_they_are() -> io::Result<()> {
     if !super::wanted() {
         return Ok(());
@@ -381,6 +406,10 @@ fn a_reload_swaps_both_modules_or_none() -> io::Result<()> {
     let pooler = Pooler::start(super::program(), &entry, &settings)?;
     let client = &mut Client::connect(pooler.port, "dev")?;
     assert_eq!(answer(client, "x"), "old 1");
+    // state, loaded_at, arity, workers.
+    let loaded = pooler.console("show hooks")?;
+    let row: Vec<&str> = loaded.lines().next().unwrap_or_default().split('|').collect();
+    assert_eq!((row[2], row[4], row[5]), ("loaded", "2", "1"), "{loaded}");
     pooler.console("reload")?;
     assert_eq!(answer(client, "x"), "old 2", "globals of an unchanged file persist");
     first.write(&rewrite("new"))?;

@@ -310,6 +310,33 @@ fn a_statement_of_an_entry_that_is_gone() -> io::Result<()> {
 }
 
 #[test]
+fn statements_keep_their_key_when_functions_are_turned_off() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    let lab = lab("")?;
+    let client = &mut Client::connect(lab.pooler.port, "dev")?;
+    let run = |client: &mut Client, name: &str| {
+        exchange(client, Messages::new().bind(name).execute().sync())
+    };
+    assert_eq!(exchange(client, Messages::new().parse("here", HERE).sync())?, "1 Z:I");
+    assert_eq!(exchange(client, Messages::new().parse("there", THERE).sync())?, "1 Z:I");
+    assert_eq!(answer(client, "/*to dev*/ select 1"), "1");
+    let ini = std::fs::read_to_string(lab.pooler.ini())?;
+    let plain = ini.lines().filter(|line| !line.contains("_py_module_file"));
+    std::fs::write(lab.pooler.ini(), plain.collect::<Vec<_>>().join("\n"))?;
+    lab.pooler.console("reload")?;
+    assert_eq!(answer(client, THERE), "postgres");
+    assert_eq!(exchange(client, Messages::new().parse("later", THERE).sync())?, "1 Z:I");
+    for (name, place) in
+        [("there", "second"), ("here", "postgres"), ("there", "second"), ("later", "postgres")]
+    {
+        assert_eq!(run(client, name)?, format!("2 D:{place} C Z:I"), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_block_ends_where_it_is_whatever_was_prepared_where() -> io::Result<()> {
     if !super::wanted() {
         return Ok(());

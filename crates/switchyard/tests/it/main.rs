@@ -12,6 +12,7 @@ mod failures;
 mod holes;
 mod hook_contract;
 mod hook_fine;
+mod hook_foresight;
 mod hook_host;
 mod hook_load;
 mod hook_module;

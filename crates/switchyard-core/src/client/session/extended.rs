@@ -49,7 +49,7 @@ impl Session {
         if m.input.len() - m.at <= frame::HEADER {
             return Err(Stop::More);
         }
-        if rules.hooking == Hooking::On {
+        if rules.hooking == Hooking::On || !self.routes.is_plain() {
             self.note_parse(&m, rules.tracking);
         }
         let unnamed = m.input.get(m.at + frame::HEADER) == Some(&0);
@@ -60,7 +60,7 @@ impl Session {
                 && !link.is_skipping()
                 && let Some(parse) = whole(&m).ok().and_then(read::parse)
             {
-                self.predicted = self.predicted.after(parse.sql);
+                self.blocks.define(parse.name, parse.sql);
             }
             link.sent(Request::Parse(None));
             return Ok(self.pass(m, Destination::Server, flow));
@@ -82,7 +82,7 @@ impl Session {
             Some(Approval::Unchanged | Approval::Refused(_)) | None => parse.sql,
         };
         if approval.is_some() {
-            self.predicted = self.predicted.after(sql);
+            self.blocks.define(parse.name, sql);
         }
         self.look_for_set(sql, flow, rules);
         if untracked && unchanged {
@@ -139,6 +139,9 @@ impl Session {
     ) -> Stopped {
         if rules.tracking == Tracking::Off {
             self.lost.unknown();
+            if let Some((_, name, _)) = read::bind(m.body_there()) {
+                self.foresee(link, name);
+            }
             link.sent(Request::Bind(None));
             return Ok(self.pass(m, Destination::Server, flow));
         }
@@ -148,6 +151,7 @@ impl Session {
             let hopeless = there == m.head.len || there > NAMES_MAX;
             return Err(if hopeless { refuse("broken Bind packet", None) } else { Stop::More });
         };
+        self.foresee(link, name);
         if name.is_empty() || link.is_skipping() {
             link.sent(Request::Bind(None));
             return Ok(self.pass(m, Destination::Server, flow));
@@ -172,6 +176,13 @@ impl Session {
         Ok(there)
     }
 
+    /// A Bind of this statement is on its way, unless the server skips it.
+    fn foresee(&mut self, link: &Link, name: &[u8]) {
+        if !link.is_skipping() {
+            self.predicted = self.predicted.after_word(self.blocks.word(name));
+        }
+    }
+
     pub(super) fn describe_or_close(
         &mut self,
         link: &mut Link,
@@ -191,6 +202,7 @@ impl Session {
         }
         if closing {
             self.routes.remove(name);
+            self.blocks.remove(name);
             let was = self.statements.remove(name);
             let was = was.map(|statement| Box::new(NamedParse { name: name.into(), statement }));
             link.answer_locally(Request::LocalClose(was), &mut flow.client);

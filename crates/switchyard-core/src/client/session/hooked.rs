@@ -4,7 +4,7 @@
 use switchyard_wire::tag::frontend;
 use switchyard_wire::{build, frame, read};
 
-use super::message::{Message, whole};
+use super::message::{Message, question, whole};
 use super::{
     Approval, Denial, Denied, Destination, Detour, Flow, Hooking, NAMES_MAX, Rules, Session, Stop,
     Stopped, Tracking,
@@ -28,6 +28,19 @@ impl Session {
     /// The hooks have judged the message at the head of the stream.
     pub fn approve(&mut self, approval: Approval) {
         self.approval = Some(approval);
+    }
+
+    /// The text of the message at the head of the stream, if hooks have let it pass.
+    pub fn passed_text<'a>(&'a self, input: &'a [u8]) -> Option<&'a [u8]> {
+        let head = frame::peek(input, i32::MAX as usize).ok().flatten();
+        match self.approval.as_ref()? {
+            Approval::Text(text) => Some(text),
+            Approval::Unchanged => match question(&Message { head: head?, at: 0, input }) {
+                Ok(Stop::Ask(range)) => input.get(range),
+                Ok(_) | Err(_) => None,
+            },
+            Approval::Refused(_) => None,
+        }
     }
 
     /// Whether the message at the head of the stream was refused and not yet answered.
@@ -126,12 +139,9 @@ impl Session {
     }
 
     /// The route of the statement that a message names, if it is not the current one.
-    pub(super) fn elsewhere(
-        &self,
-        m: &Message<'_>,
-        rules: &Rules<'_>,
-    ) -> Result<Option<RouteId>, Stop> {
-        if rules.hooking == Hooking::Off {
+    pub(super) fn elsewhere(&self, m: &Message<'_>) -> Result<Option<RouteId>, Stop> {
+        // Statements keep their route when functions are turned off.
+        if self.routes.is_plain() {
             return Ok(None);
         }
         let there = m.there();
@@ -173,9 +183,9 @@ impl Session {
         if link.is_skipping() || (closing && rules.tracking != Tracking::Off) {
             return Ok(None);
         }
-        let Some(route) = self.elsewhere(m, rules)? else { return Ok(None) };
+        let Some(route) = self.elsewhere(m)? else { return Ok(None) };
         let inside = self.in_transaction(Some(link));
-        if !inside && link.ends_with_group() {
+        if !inside && link.may_be_left() {
             return Err(Stop::Move(route));
         }
         if inside && self.ends_block(m) {

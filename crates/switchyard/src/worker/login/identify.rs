@@ -32,6 +32,7 @@ impl Worker {
         let user = request.user.clone();
         let identity = Identity {
             user: user.clone(),
+            sent: None,
             database: request.database.clone(),
             entry: entry.clone(),
             shown: Shown::Nothing,
@@ -90,7 +91,10 @@ impl Worker {
             self.log_client(key, Level::Error, "auth_type=any requires forced user");
             return self.close_client(key, "bouncer config error", Farewell::fatal());
         };
-        self.change_identity(key, |identity| identity.user = user);
+        self.change_identity(key, |identity| {
+            let sent = std::mem::replace(&mut identity.user, user);
+            identity.sent = (sent != identity.user).then(|| sent.into());
+        });
         if self.count_with_entry(key) {
             self.recognise(key);
         }
