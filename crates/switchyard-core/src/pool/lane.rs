@@ -20,8 +20,10 @@ pub enum LaneRole {
     Reader,
     /// A standby that is too far behind to be used as a reader.
     Behind,
-    /// Not to be used.
+    /// Not to be used, but by those who want this node.
     Down,
+    /// It was the writer and failed: nothing is opened there before its delay is over.
+    Resting,
 }
 
 impl LaneRole {
@@ -29,7 +31,7 @@ impl LaneRole {
     pub(super) fn writes(self) -> bool {
         match self {
             LaneRole::Writer | LaneRole::Suspect | LaneRole::Held => true,
-            LaneRole::Reader | LaneRole::Behind | LaneRole::Down => false,
+            LaneRole::Reader | LaneRole::Behind | LaneRole::Down | LaneRole::Resting => false,
         }
     }
 

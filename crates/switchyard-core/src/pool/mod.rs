@@ -360,7 +360,14 @@ impl Lanes for Vec<Lane> {
             Want::Reader => lane.role == LaneRole::Writer,
             Want::ReaderOnly => lane.role == LaneRole::Reader,
             Want::Any => matches!(lane.role, LaneRole::Writer | LaneRole::Reader),
-            Want::Node(node) => lane.id == node && lane.role != LaneRole::Held,
+            Want::Node(node) => match lane.role {
+                LaneRole::Held | LaneRole::Resting => false,
+                LaneRole::Writer
+                | LaneRole::Suspect
+                | LaneRole::Reader
+                | LaneRole::Behind
+                | LaneRole::Down => lane.id == node,
+            },
         }
     }
 }

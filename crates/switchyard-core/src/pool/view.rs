@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::ids::LaneId;
 use crate::pool::lane::{Lane, LaneRole};
 use crate::pool::{Pool, Want};
-use crate::switchover::view::{Gate, Lag, NodeId, NodeView, Role, View};
+use crate::switchover::view::{Gate, Lag, NodeId, NodeState, NodeView, Role, View};
 
 /// Longest wait for a probe's word about a suspect writer; it is as long as a probe may take.
 const SUSPICION: Duration = Duration::from_millis(150);
@@ -85,6 +85,7 @@ impl Pool {
 /// The lanes of a published cluster.
 pub fn roles(view: &View) -> Vec<(LaneId, LaneRole)> {
     let role = |node: &NodeView| match (node.role, node.lag) {
+        (Role::Unknown, _) if node.state == NodeState::FailedDelay => LaneRole::Resting,
         (Role::Writer, _) if view.gate == Gate::Held => LaneRole::Held,
         (Role::Writer, _) => LaneRole::Writer,
         (Role::Reader, Lag::Fine) => LaneRole::Reader,
