@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use switchyard_core::ids::{LaneId, ServerId, Ticket, WorkerId};
 use switchyard_core::pool::{
     Checkin, Checkout, Effect, Failing, HostOrder, LaneRole, Limits, Minimum, OpenFailure,
-    OpenFailureKind, Order, Pool, Reopen, Reserve, Retry, Standby, Want,
+    OpenFailureKind, Order, Pool, Reopen, Reserve, Retry, Standby, Want, roles,
 };
+use switchyard_core::switchover::view::{Lag, NodeId, NodeState, NodeView, Role, View};
 
 const WORKERS: u16 = 2;
 const RESERVE: usize = 1;
@@ -295,6 +296,10 @@ proptest! {
 
 /// Permits for a lane, carried out at once: the servers are logged in and idle.
 fn open_all(pool: &mut Pool, now: Instant, lane: LaneId) -> usize {
+    open_ids(pool, now, lane).len()
+}
+
+fn open_ids(pool: &mut Pool, now: Instant, lane: LaneId) -> Vec<ServerId> {
     let mut opened = Vec::new();
     while let Some(effect) = pool.poll_effect() {
         if let Effect::Open(id, at, worker) = effect
@@ -307,7 +312,7 @@ fn open_all(pool: &mut Pool, now: Instant, lane: LaneId) -> usize {
         pool.opened(now, *id);
         pool.checkin(now, *id, *worker);
     }
-    opened.len()
+    opened.into_iter().map(|(id, _)| id).collect()
 }
 
 #[test]
@@ -346,4 +351,104 @@ fn standbys_get_as_many_connections_as_were_used_and_not_while_clients_go_on() {
     pool.tick(at(850), 5);
     assert_eq!(open_all(&mut pool, at(850), one), 5);
     pool.check();
+}
+
+fn ticket(client: u64) -> Ticket {
+    Ticket { worker: WorkerId(0), client }
+}
+
+/// What became of everybody: permits per lane, clients that were refused, servers that were closed.
+fn outcome(pool: &mut Pool) -> (Vec<LaneId>, usize, usize) {
+    let (mut opened, mut failed, mut closed) = (Vec::new(), 0, 0);
+    while let Some(effect) = pool.poll_effect() {
+        match effect {
+            Effect::Open(_, lane, _) => opened.push(lane),
+            Effect::Fail(..) => failed += 1,
+            Effect::Close(..) | Effect::Abort(..) => closed += 1,
+            _ => {}
+        }
+    }
+    (opened, failed, closed)
+}
+
+#[test]
+fn a_failed_writer_is_left_alone_until_its_delay_is_over() {
+    let now = Instant::now();
+    let (one, two) = (LaneId(1), LaneId(2));
+    let view = |state: NodeState| {
+        let node = |id: u32, role, state| NodeView {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            host: "h".into(),
+            port: 1,
+            role,
+            state,
+            lag: Lag::Fine,
+        };
+        let nodes = vec![node(1, Role::Unknown, state), node(2, Role::Writer, NodeState::Up)];
+        roles(&View { writer: Some(NodeId(2)), nodes, ..View::default() })
+    };
+    let mut pool = Pool::for_cluster(limits(5, Failing::Wait), WORKERS.into());
+    pool.set_view(now, &view(NodeState::FailedDelay));
+    assert_eq!(pool.checkout(now, ticket(1), Want::Node(one)), Checkout::Wait);
+    assert_eq!(pool.checkout(now, ticket(2), Want::Node(two)), Checkout::Wait);
+    assert_eq!(outcome(&mut pool).0, [two]);
+    pool.set_view(now, &view(NodeState::Down));
+    assert_eq!(outcome(&mut pool).0, [one]);
+}
+
+#[test]
+fn clients_that_are_not_held_are_told_that_there_is_no_writer() {
+    let now = Instant::now();
+    let (one, two) = (LaneId(1), LaneId(2));
+    let writer = [(one, LaneRole::Writer), (two, LaneRole::Reader)];
+    let nobody = [(one, LaneRole::Down), (two, LaneRole::Reader)];
+    for (failing, refused) in [(Failing::Refuse, 1), (Failing::Wait, 0)] {
+        let mut pool = Pool::for_cluster(limits(1, failing), WORKERS.into());
+        pool.set_view(now, &writer);
+        assert_eq!(pool.checkout(now, ticket(1), Want::Writer), Checkout::Wait);
+        assert_eq!(pool.checkout(now, ticket(2), Want::ReaderOnly), Checkout::Wait);
+        outcome(&mut pool);
+        pool.set_view(now, &nobody);
+        assert_eq!(outcome(&mut pool).1, refused, "{failing:?}");
+        let late = pool.checkout(now, ticket(3), Want::Writer);
+        let told = Checkout::Refused("no writer".into());
+        assert_eq!(late, if refused == 1 { told } else { Checkout::Wait });
+        assert_eq!(pool.checkout(now, ticket(4), Want::ReaderOnly), Checkout::Wait);
+    }
+}
+
+#[test]
+fn connections_kept_ready_are_as_many_as_wanted_and_opened_again_if_wanted() {
+    let start = Instant::now();
+    let (one, two) = (LaneId(1), LaneId(2));
+    let view = [(one, LaneRole::Writer), (two, LaneRole::Reader)];
+    for (standby, count) in [(Standby::Fixed(0), 0), (Standby::Fixed(3), 3), (Standby::Auto, 1)] {
+        for (reopen, again) in [(Reopen::Always, count), (Reopen::OnRequest, 0)] {
+            let limits = Limits {
+                standby,
+                reopen,
+                minimum: Minimum::Attended(0),
+                ..limits(10, Failing::Wait)
+            };
+            let what = format!("{standby:?} {reopen:?}");
+            let mut pool = Pool::for_cluster(limits, WORKERS.into());
+            pool.set_view(start, &view);
+            let ready = open_ids(&mut pool, start, two);
+            assert_eq!(ready.len(), count, "{what}");
+            // All nodes are lost, and come back.
+            for id in ready {
+                assert!(pool.claim(id));
+                pool.closed(start, id);
+            }
+            let later = start + Duration::from_millis(300);
+            pool.tick(later, 5);
+            assert_eq!(open_all(&mut pool, later, two), again, "{what}");
+            // One that a client asks for brings the others.
+            pool.checkout(later, ticket(1), Want::Writer);
+            let later = later + Duration::from_millis(300);
+            pool.tick(later, 5);
+            assert_eq!(open_all(&mut pool, later, two), count - again, "{what}");
+        }
+    }
 }

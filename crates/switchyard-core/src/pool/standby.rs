@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::ids::{LaneId, WorkerId};
-use crate::pool::{Effect, Failing, OpenFailure, OpenFailureKind, Pool, Reopen, Standby, Want};
+use crate::pool::{
+    Effect, Failing, OpenFailure, OpenFailureKind, Pool, Reopen, Standby, Want, Welcome,
+};
 
 impl Pool {
     pub(super) fn standby_target(&self, now: Instant) -> usize {
@@ -29,7 +31,8 @@ impl Pool {
         if self.gate.is_paused() || self.lanes.len() < 2 {
             return;
         }
-        let lost_all = self.slots.is_empty() && self.queues.is_empty();
+        let had_some = self.welcome != Welcome::Unknown;
+        let lost_all = had_some && self.slots.is_empty() && self.queues.is_empty();
         if lost_all && self.limits.reopen == Reopen::OnRequest {
             // The next client opens connections again.
             return;
