@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use super::discovery::{Discovery, Patience};
 use super::election::Memory;
-use super::node::{Listing, Node, Pace, Standing};
+use super::node::{Node, Pace, Standing};
 use super::options::Options;
 use super::planned::{CommandId, Operation, PromotionId};
 use super::probe::{Answer, Facts, ProbeId, Question, SignalKind, TopologyId, Via};
 use super::record::Records;
 use super::snapshot::Change;
-use super::topology::{Endpoint, Hint, Listed};
+use super::topology::Endpoint;
 use super::view::{Gate, NodeId, View};
 
 /// How a line is logged.
@@ -220,10 +220,7 @@ impl Cluster {
             effects: VecDeque::new(),
             options,
         };
-        for endpoint in cluster.options.hosts.clone() {
-            let listed = Listed { name: endpoint.to_string(), endpoint, hint: Hint::None };
-            cluster.add(now, listed, Listing::Bootstrap);
-        }
+        cluster.add_hosts(now);
         cluster.handle_timeout(now);
         cluster
     }
@@ -321,6 +318,7 @@ impl Cluster {
                 let (question, via, deadline) = (asking.question, asking.via, asking.deadline);
                 self.effects.push_back(Effect::Ask { node, endpoint, id, question, via, deadline });
             }
+        self.go_home(now);
         }
         self.discover(now);
         self.complain(now);
@@ -454,7 +452,8 @@ impl Cluster {
     pub(super) fn is_double(&self, at: usize) -> bool {
         let server = |node: &Node| node.facts.as_ref().and_then(Facts::server);
         let Some(own) = self.nodes.get(at).and_then(server) else { return false };
-        let before = self.nodes[..at].iter().filter(|node| node.standing != Standing::Down);
+        let stands = |node: &&Node| node.standing != Standing::Down && !self.is_alias(node);
+        let before = self.nodes[..at].iter().filter(stands);
         before.filter_map(server).any(|other| other == own)
     }
 }

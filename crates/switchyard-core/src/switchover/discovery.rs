@@ -1,5 +1,10 @@
 //! The list of a cluster's nodes: when the topology query runs, and who comes and goes.
 //!
+//! While there is no writer the query runs more often, on each node that answers in turn: the next
+//! writer may have an address that nobody knows yet, and nodes need not agree. When none of them
+//! answers, the entry's own hosts are asked again, because all nodes may have moved; such an alias
+//! serves to read the list and is neither published nor elected.
+//!
 //! Invariants: an empty or failing result never empties the list; the writer stays as long as
 //! it is the writer.
 
@@ -8,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::cluster::{Cluster, Effect, Severity};
 use super::node::{Listing, Node};
 use super::probe::{ProbeId, SignalKind, TopologyId};
-use super::topology::{Hint, Listed, TopologyRow, listed};
+use super::topology::{Endpoint, Hint, Listed, TopologyRow, listed};
 use super::view::NodeId;
 
 /// When the topology query runs.
@@ -19,6 +24,8 @@ pub(super) struct Discovery {
     minted: u64,
     pub(super) read_at: Option<Instant>,
     tried: Tried,
+    /// Since when no listed node answers, and there is no writer.
+    deserted: Option<Instant>,
     pub(super) patience: Patience,
 }
 
@@ -64,8 +71,15 @@ impl Discovery {
             minted: 0,
             read_at: None,
             tried: Tried::Never,
+            deserted: None,
             patience: Patience::Ordinary,
         }
+    }
+
+    /// The writer is lost: the list is read again soon, unless it would be anyway.
+    pub(super) fn look_again(&mut self, now: Instant) {
+        let soon = now + SEARCH_FIRST;
+        self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
     }
 
     /// Whether the list of nodes is as good as it gets.
@@ -110,7 +124,12 @@ impl Cluster {
             self.log(Severity::Warning, format!("cluster \"{database}\" has one node only"));
         }
         let refresh = self.options.timings.topology_refresh;
-        self.discovery.due = (!refresh.is_zero()).then(|| now + refresh);
+        let refresh = (!refresh.is_zero()).then_some(refresh);
+        let refresh = match self.writer() {
+            Some(_) => refresh,
+            None => Some(refresh.map_or(SEARCH_AGAIN, |refresh| refresh.min(SEARCH_AGAIN))),
+        };
+        self.discovery.due = refresh.map(|refresh| now + refresh);
         self.discovery.read_at = Some(now);
         let hinted = nodes.iter().find(|node| node.hint == Hint::Writer);
         let hinted = hinted.map(|node| node.endpoint.clone());
@@ -133,10 +152,54 @@ impl Cluster {
         match &self.discovery.running {
             Some(running) => Some(running.deadline),
             None => {
-                let answers = |n: &Node| n.failures.run == 0 && n.facts.is_some();
-                self.discovery.due.filter(|_| self.nodes.iter().any(answers))
+                let home = self.discovery.deserted.map(|since| since + HOME_AFTER);
+                let home = home.filter(|_| self.hosts_beside().next().is_some());
+                let due = self.discovery.due.filter(|_| self.nodes.iter().any(Node::answers));
+                home.into_iter().chain(due).min()
             }
         }
+    }
+
+    /// Whether the node is one of the entry's own hosts beside a list that does not name it.
+    pub(super) fn is_alias(&self, node: &Node) -> bool {
+        node.is_bootstrap() && self.discovery.read_at.is_some()
+    }
+
+    /// Goes back to the entry's own hosts when no listed node has answered for a while, and leaves
+    /// them when one does.
+    pub(super) fn go_home(&mut self, now: Instant) {
+        if self.discovery.read_at.is_none() {
+            return;
+        }
+        let answers = |node: &Node| node.answers() && !node.is_bootstrap();
+        if self.writer().is_some() || self.nodes.iter().any(answers) {
+            self.discovery.deserted = None;
+            return self.remove_bootstrap();
+        }
+        let since = *self.discovery.deserted.get_or_insert(now);
+        if now >= since + HOME_AFTER {
+            self.add_hosts(now);
+        }
+    }
+
+    /// The entry's own hosts that are no nodes.
+    fn hosts_beside(&self) -> impl Iterator<Item = &Endpoint> {
+        let known = |endpoint: &&Endpoint| self.nodes.iter().all(|n| n.endpoint != **endpoint);
+        self.options.hosts.iter().filter(known)
+    }
+
+    /// Watches the entry's own hosts, unless they are listed.
+    pub(super) fn add_hosts(&mut self, now: Instant) {
+        for endpoint in self.hosts_beside().cloned().collect::<Vec<_>>() {
+            let listed = Listed { name: endpoint.to_string(), endpoint, hint: Hint::None };
+            self.add(now, listed, Listing::Bootstrap);
+        }
+    }
+
+    fn remove_bootstrap(&mut self) {
+        let bootstrap = self.nodes.iter().filter(|node| node.is_bootstrap()).map(|node| node.id);
+        let gone: Vec<NodeId> = bootstrap.collect();
+        gone.into_iter().for_each(|id| self.remove(id));
     }
 
     /// Runs the query if it is due and somebody answers: the writer, else any node.
@@ -145,15 +208,23 @@ impl Cluster {
             let id = running.id;
             self.handle_topology(now, id, Err("no answer in time".into()));
         }
+        // Who does not answer probes is not waited for: another node is asked.
+        let silent = |running: &mut Running| {
+            self.nodes.iter().all(|node| node.id != running.node || !node.answers())
+        };
+        self.discovery.running.take_if(silent);
         let due = self.discovery.due.is_some_and(|due| due <= now);
         if !due || self.discovery.running.is_some() {
             return;
         }
-        let answers = |node: &&Node| node.failures.run == 0 && node.facts.is_some();
-        let writer = self.nodes.iter().filter(answers).find(|node| Some(node.id) == self.writer());
-        let Some(node) = writer.or_else(|| self.nodes.iter().find(answers)) else { return };
-        let node = node.id;
-        self.run_topology(now, node, Purpose::Nodes);
+        let ids = self.nodes.iter().filter(|node| node.answers()).map(|node| node.id);
+        let answering: Vec<NodeId> = ids.collect();
+        let writer = answering.iter().find(|id| Some(**id) == self.writer());
+        // Without a writer each in turn: one that knows the next writer may be the last of them.
+        let turn = usize::try_from(self.discovery.minted).unwrap_or(0) % answering.len().max(1);
+        if let Some(node) = writer.or(answering.get(turn)) {
+            self.run_topology(now, *node, Purpose::Nodes);
+        }
     }
 
     /// Asks a candidate of another system whether its own topology lists it.
@@ -232,10 +303,19 @@ impl Cluster {
                 (None, Listing::Missing(_) | Listing::Bootstrap) => {}
             }
         }
-        let bootstrap = |node: &&Node| node.listing == Listing::Bootstrap;
-        let gone: Vec<NodeId> = self.nodes.iter().filter(bootstrap).map(|n| n.id).collect();
-        gone.into_iter().for_each(|id| self.remove(id));
+        if self.discovery.deserted.is_none() {
+            self.remove_bootstrap();
+        }
         for listed in wanted {
+            // The name belongs to the node that is listed under it.
+            let stale = |node: &&mut Node| {
+                node.name == listed.name
+                    && node.endpoint != listed.endpoint
+                    && matches!(node.listing, Listing::Missing(_))
+            };
+            if let Some(node) = self.nodes.iter_mut().find(stale) {
+                node.name = node.endpoint.to_string();
+            }
             if !self.nodes.iter().any(|node| node.endpoint == listed.endpoint) {
                 self.add(now, listed, Listing::Listed);
             }
@@ -270,6 +350,12 @@ pub(super) fn heard_all(nodes: &[Node]) -> bool {
 }
 
 /// Longest topology query.
+/// Time after the loss of a writer before the list is read again: most are found by then.
+const SEARCH_FIRST: Duration = Duration::from_millis(500);
+/// Longest time between two readings while there is no writer.
+const SEARCH_AGAIN: Duration = Duration::from_secs(1);
+/// How long no listed node answers before the entry's own hosts are asked.
+const HOME_AFTER: Duration = Duration::from_secs(1);
 const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(6);
 /// Pause after a topology query that failed.
 const TOPOLOGY_RETRY: Duration = Duration::from_secs(5);

@@ -20,6 +20,8 @@ pub struct Memory {
     pub server: Option<Server>,
     /// The timeline on which it wrote, as it last told.
     pub written: Option<u32>,
+    /// How far it had written, as it last told.
+    pub position: Option<u64>,
 }
 
 impl Memory {
@@ -27,6 +29,7 @@ impl Memory {
     pub(super) fn learn_writer(&mut self, facts: &Facts) {
         self.server = facts.server().or(self.server);
         self.written = facts.timeline.or(self.written);
+        self.position = self.position.max(facts.lsn);
     }
 
     /// Takes in what a node of this system says; other systems teach nothing.
@@ -53,17 +56,30 @@ pub enum Says {
     Nothing,
 }
 
+/// Whether the topology lists a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It does.
+    Listed,
+    /// It did.
+    Missing,
+}
+
 /// One node's part in an election.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ballot {
     /// The node.
     pub node: NodeId,
+    /// Whether it is listed.
+    pub place: Place,
     /// What it says now.
     pub says: Says,
     /// System identifier it last told.
     pub system: Option<u64>,
     /// Timeline it last told.
     pub timeline: Option<u32>,
+    /// Position it last told.
+    pub position: Option<u64>,
     /// The server that it last was.
     pub server: Option<Server>,
 }
@@ -86,6 +102,8 @@ pub enum Oddity {
     None,
     /// The roles were swapped without a higher timeline.
     SwappedOnOneTimeline,
+    /// The last writer is listed no more, and this node goes on where it ended.
+    TakenUp,
 }
 
 /// Outcome.
@@ -203,6 +221,9 @@ fn sole(
         (Some(found), Some(_)) => match (memory.written, old) {
             (Some(written), _) if found > written => elected,
             (_, Says::Reader) => Ok(Verdict::Elect(one.node, Oddity::SwappedOnOneTimeline)),
+            (_, Says::Nothing) if takes_up(memory, ballots, one, last) => {
+                Ok(Verdict::Elect(one.node, Oddity::TakenUp))
+            }
             (_, Says::Writer(_) | Says::Nothing) => Err(Refusal::SameTimeline(found)),
         },
         (None, _) | (_, None) => match (one.says, old) {
@@ -211,6 +232,19 @@ fn sole(
             (_, Says::Reader | Says::Nothing) => Ok(Verdict::Confirm(one.node)),
         },
     }
+}
+
+/// Whether a candidate on the last writer's timeline may be that writer at another address: the old
+/// one is listed no more, and nobody has seen a position beyond the candidate's. A copy from before
+/// the loss is behind what the writer itself or one of its standbys has told.
+fn takes_up(memory: &Memory, ballots: &[Ballot], one: &Ballot, last: NodeId) -> bool {
+    let listed = |ballot: &Ballot| ballot.node == last && ballot.place == Place::Listed;
+    if memory.position.is_none() || ballots.iter().any(listed) {
+        return false;
+    }
+    let peers = ballots.iter().filter(|peer| !differ(peer.system, one.system));
+    let told = peers.map(|peer| peer.position).chain([memory.position]);
+    told.max().flatten() <= one.position
 }
 
 fn writers(ballots: &[Ballot]) -> impl Iterator<Item = &Ballot> {

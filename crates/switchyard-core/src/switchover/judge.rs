@@ -28,7 +28,8 @@ impl Cluster {
     }
 
     fn ballots(&self) -> Vec<Ballot> {
-        let nodes = self.nodes.iter().enumerate().filter(|(at, _)| !self.is_double(*at));
+        let nodes = self.nodes.iter().enumerate();
+        let nodes = nodes.filter(|(at, node)| !self.is_double(*at) && !self.is_alias(node));
         nodes.map(|(_, node)| node.ballot()).collect()
     }
 
@@ -130,6 +131,14 @@ impl Cluster {
         search.hearing == Hearing::Any || self.nodes.iter().all(heard)
     }
 
+    /// Whether all who answer have told their positions since this node is there.
+    fn has_compared(&self, id: NodeId) -> bool {
+        let node = self.nodes.iter().find(|node| node.id == id);
+        let since = node.and_then(|node| node.meters.up_since);
+        let told = |node: &Node| !node.answers() || node.meters.heard_full >= since;
+        self.nodes.iter().filter(|node| node.id != id).all(told)
+    }
+
     /// The promotion of another node has failed, perhaps: everybody is asked who the writer is.
     pub(super) fn doubt_all(&mut self, now: Instant, writer: NodeId) {
         self.nodes.iter_mut().for_each(|node| node.want_full(now));
@@ -143,6 +152,9 @@ impl Cluster {
         }
         let (verdict, refusals) = elect(self.options.fencing, &self.memory, &self.ballots());
         match verdict {
+            Verdict::Elect(node, Oddity::TakenUp) if !self.has_compared(node) => {
+                return self.nodes.iter_mut().for_each(|node| node.want_full(now));
+            }
             Verdict::Elect(node, oddity) => return self.seat(now, node, oddity),
             Verdict::Confirm(node) => {
                 if let Some(node) = self.nodes.iter_mut().find(|known| known.id == node) {
@@ -237,6 +249,7 @@ impl Cluster {
         self.state = State::Searching(Search { since: now, split: Split::No, hearing });
         self.told.silence = now + REPEAT;
         self.told.refusals = None;
+        self.discovery.look_again(now);
         self.published.epoch += 1;
         self.published.event = self.records.begin(Change {
             id: 0,
@@ -268,7 +281,7 @@ impl Cluster {
         self.memory.system = self.memory.system.or(facts.as_ref().and_then(|f| f.system));
         self.memory.timeline = self.memory.timeline.max(timeline);
         self.memory.writer = Some(id);
-        (self.memory.server, self.memory.written) = (None, None);
+        (self.memory.server, self.memory.written, self.memory.position) = (None, None, None);
         facts.iter().for_each(|facts| self.memory.learn_writer(facts));
         let since = match &self.state {
             State::Searching(search) => search.since,
@@ -295,9 +308,13 @@ impl Cluster {
         self.elected_during_operation(now, id);
         self.publish(now);
         self.log(Severity::Log, text);
-        if oddity == Oddity::SwappedOnOneTimeline {
-            let database = &self.options.database;
-            let text = format!("cluster \"{database}\": writer changed without a new timeline");
+        let odd = match oddity {
+            Oddity::None => None,
+            Oddity::SwappedOnOneTimeline => Some("writer changed without a new timeline"),
+            Oddity::TakenUp => Some("the writer goes on at another address on its timeline"),
+        };
+        if let Some(odd) = odd {
+            let text = format!("cluster \"{}\": {odd}", self.options.database);
             self.log(Severity::Warning, text);
         }
         self.effect(Effect::Remember(self.memory.system, self.memory.timeline));

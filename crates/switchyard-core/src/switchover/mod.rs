@@ -22,5 +22,6 @@ pub mod snapshot;
 pub mod topology;
 pub mod view;
 
+mod homes;
 mod moves;
 mod worlds;

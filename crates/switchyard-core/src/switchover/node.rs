@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::election::{Ballot, Memory, Says};
+use super::election::{Ballot, Memory, Place, Says};
 use super::options::Timings;
 use super::probe::{
     Answer, Cheap, Facts, Failure, FailureKind, ProbeId, Question, Status, Via, retry_pause,
@@ -131,6 +131,16 @@ impl Node {
         }
     }
 
+    /// Whether its last question was answered, and it has told of itself.
+    pub(super) fn answers(&self) -> bool {
+        self.failures.run == 0 && self.facts.is_some()
+    }
+
+    /// Whether it is watched as one of the entry's own hosts only.
+    pub(super) fn is_bootstrap(&self) -> bool {
+        self.listing == Listing::Bootstrap
+    }
+
     /// Asks at once instead of at the next interval.
     pub(super) fn hurry(&mut self, now: Instant) {
         if let Probe::Waiting { next, .. } = &mut self.probe {
@@ -222,11 +232,17 @@ impl Node {
             Standing::Writer(times) => Says::Writer(times),
         };
         let facts = self.facts.as_ref();
+        let place = match self.listing {
+            Listing::Listed | Listing::Bootstrap => Place::Listed,
+            Listing::Missing(_) => Place::Missing,
+        };
         Ballot {
             node: self.id,
             says,
+            place,
             system: facts.and_then(|facts| facts.system),
             timeline: facts.and_then(|facts| facts.timeline),
+            position: facts.and_then(|facts| facts.lsn),
             server: facts.and_then(Facts::server),
         }
     }

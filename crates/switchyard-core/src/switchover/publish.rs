@@ -11,8 +11,8 @@ use super::view::{Gate, Lag, NodeId, NodeState, NodeView, Role};
 impl Cluster {
     /// Publishes roles and states if any of them changed.
     pub(super) fn publish(&mut self, now: Instant) {
-        let nodes: Vec<NodeView> =
-            (0..self.nodes.len()).map(|at| self.node_view(now, at)).collect();
+        let places = (0..self.nodes.len()).filter(|at| !self.is_alias(&self.nodes[*at]));
+        let nodes: Vec<NodeView> = places.map(|at| self.node_view(now, at)).collect();
         let (old, writer, gate) = (&self.published, self.writer(), self.operation.gate());
         if old.nodes == nodes && old.writer == writer && old.gate == gate {
             return;
