@@ -27,15 +27,27 @@ pub fn wish<T: Value>(definition: &Database, key: &str, global: T) -> T {
     definition.other(key).and_then(T::parse).unwrap_or(global)
 }
 
-/// Entries with a topology_query that nobody can ask become ordinary ones.
+/// Entries with a topology_query that nobody can ask become ordinary ones; the query stays among
+/// what is only kept as written.
 pub fn complete(config: &mut Config, log: &Log) {
     for (name, definition) in &mut config.databases {
         let nobody = definition.user.is_none() && definition.other("probe_user").is_none();
-        if nobody && definition.topology_query.take().is_some() {
-            let line = format!("topology_query of database \"{name}\" needs user= or probe_user");
-            log.write(Level::Error, &line);
+        if let Some(query) = definition.topology_query.take_if(|_| nobody) {
+            definition.other.push(("topology_query".into(), query));
+            log.write(Level::Error, &nobody_asks(name));
         }
     }
+}
+
+fn nobody_asks(name: &str) -> String {
+    format!("topology_query of database \"{name}\" needs user= or probe_user")
+}
+
+/// Entries that are no clusters although they have a topology_query, and why.
+pub fn unmanaged(config: &Config) -> impl Iterator<Item = (&str, String)> {
+    let databases = config.databases.iter();
+    let kept = databases.filter(|(_, definition)| definition.other("topology_query").is_some());
+    kept.map(|(name, _)| (name.as_str(), nobody_asks(name)))
 }
 
 /// The clusters among the entries.

@@ -11,7 +11,7 @@
 //! Not here: pools, clients, sockets. Invariants: epochs only grow; one writer at most is
 //! published per epoch; an answer to a question that is no longer open changes nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::discovery::{Discovery, Patience};
@@ -191,6 +191,8 @@ pub(super) struct Told {
     pub(super) silence: Instant,
     pub(super) refusals: Option<Instant>,
     pub(super) error: Option<String>,
+    /// Nodes that keep something back, once it was told.
+    pub(super) reticent: BTreeSet<NodeId>,
 }
 
 impl Cluster {
@@ -215,7 +217,13 @@ impl Cluster {
             published: View::default(),
             records: Records::default(),
             operation: Operation::None,
-            told: Told { started: now, silence: now + REPEAT, refusals: None, error: None },
+            told: Told {
+                started: now,
+                silence: now + REPEAT,
+                refusals: None,
+                error: None,
+                reticent: BTreeSet::new(),
+            },
             shown: Gate::Open,
             effects: VecDeque::new(),
             options,
@@ -257,6 +265,7 @@ impl Cluster {
         let (id, name) = (node.id, node.name.clone());
         if full {
             self.measure(id);
+            self.tell_reticence(id);
         }
         if let Some(noted) = noted {
             self.records.note(now, || format!("node {name}: {noted}"));
@@ -309,6 +318,7 @@ impl Cluster {
             self.judge(now);
         }
         self.remove_missing(now);
+        self.go_home(now);
         self.proceed(now);
         for node in &mut self.nodes {
             let id = ProbeId(self.minted.probes + 1);
@@ -318,7 +328,6 @@ impl Cluster {
                 let (question, via, deadline) = (asking.question, asking.via, asking.deadline);
                 self.effects.push_back(Effect::Ask { node, endpoint, id, question, via, deadline });
             }
-        self.go_home(now);
         }
         self.discover(now);
         self.complain(now);

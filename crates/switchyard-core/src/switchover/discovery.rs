@@ -334,6 +334,7 @@ impl Cluster {
     fn remove(&mut self, id: NodeId) {
         let Some(at) = self.nodes.iter().position(|node| node.id == id) else { return };
         let node = self.nodes.remove(at);
+        self.told.reticent.remove(&id);
         if node.listing != Listing::Bootstrap {
             let database = &self.options.database;
             let text = format!("cluster \"{database}\": node {} removed", node.name);
@@ -349,13 +350,13 @@ pub(super) fn heard_all(nodes: &[Node]) -> bool {
     nodes.iter().all(heard) && nodes.iter().all(|node| node.last_question() > ProbeId(0))
 }
 
-/// Longest topology query.
 /// Time after the loss of a writer before the list is read again: most are found by then.
 const SEARCH_FIRST: Duration = Duration::from_millis(500);
 /// Longest time between two readings while there is no writer.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);
 /// How long no listed node answers before the entry's own hosts are asked.
 const HOME_AFTER: Duration = Duration::from_secs(1);
+/// Longest topology query.
 const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(6);
 /// Pause after a topology query that failed.
 const TOPOLOGY_RETRY: Duration = Duration::from_secs(5);

@@ -333,3 +333,29 @@ fn a_name_goes_with_the_node_that_is_listed_under_it() {
     assert_eq!(world.cluster.view().by_name("a").map(|node| node.port), Some(21));
     assert_eq!(world.cluster.view().by_name("n:11").map(|node| node.port), Some(11));
 }
+
+#[test]
+fn a_list_that_was_never_read_leaves_the_entry_unmanaged() {
+    let mut world = World::of(options(), |servers| {
+        servers.iter_mut().for_each(|server| server.list = Err("no such table".into()));
+    });
+    assert_eq!(world.chosen(), Some(ALIAS));
+    let snapshot = world.cluster.snapshot();
+    let error = "topology query of \"d\" failed: no such table";
+    assert_eq!((snapshot.state, snapshot.error.as_deref()), ("unmanaged", Some(error)));
+    world.servers[0].list = Ok(vec![("", 11), ("", 12), ("", 13)]);
+    world.run(7000);
+    assert_eq!((world.cluster.snapshot().state, world.chosen()), ("ok", Some(11)));
+}
+
+#[test]
+fn what_a_node_keeps_back_is_told_once() {
+    let mut world = World::of(options(), |servers| {
+        servers[1].timeline = None;
+        (servers[2].system, servers[2].position) = (None, None);
+    });
+    world.run(20_000);
+    assert_eq!(world.told("does not tell probes"), 2, "{:?}", world.log);
+    assert_eq!(world.told("node n:12 does not tell probes its timeline"), 1);
+    assert_eq!(world.told("node n:13 does not tell probes its system identifier, position"), 1);
+}

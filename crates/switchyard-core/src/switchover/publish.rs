@@ -95,6 +95,8 @@ impl Cluster {
                 (self.operation.text(), self.operation.since())
             }
             State::Unknown => ("holding", Some(self.told.started)),
+            // Nothing but the entry's own host is known: nobody could take over.
+            State::Stable(_) if self.discovery.read_at.is_none() => ("unmanaged", None),
             State::Stable(_) => ("ok", None),
             State::Suspect(..) => ("suspect", None),
             State::Searching(search) => match search.split {
@@ -137,6 +139,29 @@ impl Cluster {
             up_since: node.meters.up_since,
             failed_until: node.failed_until,
         })
+    }
+
+    /// A node that keeps back what elections go by is named once.
+    pub(super) fn tell_reticence(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.iter().find(|node| node.id == id) else { return };
+        let Some(facts) = node.facts.as_ref().filter(|_| node.standing != Standing::Down) else {
+            return;
+        };
+        let known = [
+            (facts.system.is_some(), "system identifier"),
+            (facts.timeline.is_some(), "timeline"),
+            (facts.lsn.is_some(), "position"),
+        ];
+        let kept: Vec<&str> = known.iter().filter(|(known, _)| !known).map(|(_, n)| *n).collect();
+        if kept.is_empty() || !self.told.reticent.insert(id) {
+            return;
+        }
+        let (database, name) = (&self.options.database, &node.name);
+        let text = format!(
+            "cluster \"{database}\": node {name} does not tell probes its {}",
+            kept.join(", ")
+        );
+        self.log(Severity::Log, text);
     }
 
     pub(super) fn complain(&mut self, now: Instant) {

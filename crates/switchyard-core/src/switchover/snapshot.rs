@@ -90,7 +90,7 @@ pub struct Change {
 pub struct ClusterSnapshot {
     /// Name of the entry.
     pub database: String,
-    /// `ok`, `suspect`, `holding`, `draining`, `split`.
+    /// `ok`, `suspect`, `holding`, `draining`, `split`, `unmanaged`.
     pub state: &'static str,
     /// The writer.
     pub writer: Option<NodeId>,

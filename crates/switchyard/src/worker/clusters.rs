@@ -2,11 +2,13 @@
 
 use std::time::{Instant, SystemTime};
 
-use switchyard_core::console::tables::Row;
+use switchyard_core::console::Show;
+use switchyard_core::console::tables::{Row, columns};
 use switchyard_core::ids::LaneId;
 use switchyard_core::switchover::snapshot::{Change, ClusterSnapshot, Kind};
 use switchyard_core::switchover::view::{NodeState, Role};
 
+use crate::cluster_settings::unmanaged;
 use crate::log::time_text;
 use crate::worker::Worker;
 
@@ -73,7 +75,15 @@ impl Worker {
                 cluster.error,
             ]
         };
-        self.snapshots().into_iter().map(row).collect()
+        let unmanaged = unmanaged(&self.snapshot.config).map(|(database, error)| {
+            let mut row = vec![text(database), text("unmanaged")];
+            row.resize(columns(Show::Clusters).len() - 1, None);
+            row.push(Some(error));
+            row
+        });
+        let mut rows: Vec<Row> = self.snapshots().into_iter().map(row).chain(unmanaged).collect();
+        rows.sort_by(|a, b| a[0].cmp(&b[0]));
+        rows
     }
 
     pub(super) fn node_rows(&self) -> Vec<Row> {

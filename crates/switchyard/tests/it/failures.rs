@@ -254,6 +254,10 @@ fn a_cluster_is_found_through_a_standby_and_past_a_host_that_refuses() -> io::Re
     // At start it is told before the log file is known.
     pooler.console("reload")?;
     assert!(pooler.log()?.contains(line));
+    let rows = pooler.console("show clusters")?;
+    let nobody = rows.lines().find(|row| row.starts_with("nobody|")).unwrap_or_default();
+    assert!(nobody.starts_with("nobody|unmanaged|||") && nobody.ends_with(line), "{rows}");
+    assert!(rows.starts_with("app|ok|"), "{rows}");
     Ok(())
 }
 
