@@ -359,3 +359,18 @@ fn what_a_node_keeps_back_is_told_once() {
     assert_eq!(world.told("node n:12 does not tell probes its timeline"), 1);
     assert_eq!(world.told("node n:13 does not tell probes its system identifier, position"), 1);
 }
+
+#[test]
+fn a_login_may_take_as_long_as_a_probe() {
+    for (patience, wanted) in [(150, 1000), (3000, 3000)] {
+        let mut own = options();
+        own.timings.probe_timeout = Duration::from_millis(patience);
+        let now = Instant::now();
+        let mut cluster = Cluster::new(now, own);
+        let asked = std::iter::from_fn(|| cluster.poll_effect()).find_map(|effect| match effect {
+            Effect::Ask { deadline, .. } => Some(deadline - now),
+            _ => None,
+        });
+        assert_eq!(asked, Some(Duration::from_millis(wanted)));
+    }
+}

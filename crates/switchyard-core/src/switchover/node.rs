@@ -168,7 +168,7 @@ impl Node {
             Probe::Waiting { .. } | Probe::Asked { .. } => return None,
         }
         let (via, patience) = match self.link {
-            Link::Closed => (Via::Fresh, timings.probe_connect_timeout),
+            Link::Closed => (Via::Fresh, timings.probe_connect_timeout.max(timings.probe_timeout)),
             Link::Open | Link::Doubtful => (Via::Open, timings.probe_timeout),
         };
         let cheap = self.facts.as_ref().map_or(Cheap::TooLittle, |facts| facts.cheap);
