@@ -1,12 +1,12 @@
 //! What others make of the same changes of writer: Debian's pgbouncer with a list of hosts, and
 //! HAProxy with a check that asks each node whether it is in recovery. Beside them the pooler.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use switchyard_testkit::{Cluster, Cost, Pooler, Writers, free_port, wait_until};
+use switchyard_testkit::{Cluster, Cost, Forward, Pooler, Writers, free_port, wait_until};
 
 use crate::switchover::WRITERS;
 
@@ -155,7 +155,7 @@ fn pgbouncer(cluster: &Cluster) -> io::Result<Front> {
     let mut hosts = Vec::new();
     for (index, node) in cluster.nodes().iter().enumerate() {
         let host = format!("127.0.0.{}", index + 11);
-        forward(TcpListener::bind((host.as_str(), port))?, node.port);
+        Forward::new(TcpListener::bind((host.as_str(), port))?, node.port);
         hosts.push(host);
     }
     let entry = format!(
@@ -171,34 +171,6 @@ fn pgbouncer(cluster: &Cluster) -> io::Result<Front> {
         child: None,
         _directory: None,
     })
-}
-
-/// Copies between whoever connects and a port of this machine, until the process ends.
-fn forward(listener: TcpListener, port: u16) {
-    fn copy(mut from: TcpStream, mut to: TcpStream) {
-        let mut buffer = [0; 16 * 1024];
-        while let Ok(count) = from.read(&mut buffer) {
-            if count == 0 || to.write_all(&buffer[..count]).is_err() {
-                break;
-            }
-        }
-        // The other side may be gone already.
-        let _ = from.shutdown(Shutdown::Both);
-        let _ = to.shutdown(Shutdown::Both);
-    }
-    std::thread::spawn(move || {
-        for incoming in listener.incoming().flatten() {
-            let Ok(outgoing) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-            let nodelay = incoming.set_nodelay(true).and_then(|()| outgoing.set_nodelay(true));
-            let Ok(pair) =
-                nodelay.and_then(|()| Ok((incoming.try_clone()?, outgoing.try_clone()?)))
-            else {
-                continue;
-            };
-            std::thread::spawn(move || copy(incoming, pair.1));
-            std::thread::spawn(move || copy(outgoing, pair.0));
-        }
-    });
 }
 
 fn haproxy(cluster: &Cluster) -> io::Result<Front> {

@@ -75,6 +75,28 @@ impl Cluster {
         Ok(Change { old: port, new: port, gone, accepted })
     }
 
+    /// Ends the nodes at these places of the list and starts them again at other ports, which the
+    /// table `nodes` lists then in place of the old ones.
+    pub fn move_nodes(&mut self, places: &[usize]) -> io::Result<()> {
+        for place in places {
+            self.nodes[*place].stop("immediate")?;
+        }
+        let mut moved = Vec::new();
+        for place in places {
+            let node = &mut self.nodes[*place];
+            let old = std::mem::replace(&mut node.port, crate::free_port()?);
+            moved.push((old, node.port));
+            node.launch()?;
+        }
+        for place in (0..self.nodes.len()).filter(|place| *place != self.writer) {
+            self.nodes[place].follow(self.writer())?;
+        }
+        for (old, new) in moved {
+            self.writer().sql(&format!("update nodes set port = {new} where port = {old}"))?;
+        }
+        Ok(())
+    }
+
     /// Stops the writer in good order and promotes the standby with this port.
     pub fn switch_to(&mut self, port: u16) -> io::Result<Change> {
         let old = self.writer;

@@ -10,6 +10,7 @@ mod drivers;
 mod endurance;
 mod failures;
 mod holes;
+mod homes;
 mod hook_contract;
 mod hook_fine;
 mod hook_foresight;
