@@ -42,6 +42,9 @@ fn clusters_that_found_something() {
         // A server was lost between an error and its ReadyForQuery: its client was told a second
         // error in one answer.
         1343,
+        // A server that was closed in the middle of a client's message took the good-bye for the
+        // rest of it.
+        911,
         // A query that came in two reads was not remembered, so that a lost block was taken for a
         // lone BEGIN and its acknowledged writes for never sent.
         5,

@@ -44,6 +44,11 @@ impl Raw {
         Raw::connect(port, &[("user", user), ("database", "pgbouncer")])
     }
 
+    /// Sends bytes as they are.
+    pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.output.write_all(bytes)
+    }
+
     /// Sends a message.
     pub fn send(&mut self, tag: char, body: &[u8]) -> io::Result<()> {
         let mut message = vec![tag as u8];

@@ -22,7 +22,7 @@ use crate::client::traces::Traces;
 use crate::client::untracked::{self, Kept};
 use crate::params::{self, Params, Tracked};
 use crate::prepared::ClientStatements;
-use crate::server::link::{Link, LinkedClient};
+use crate::server::link::{Link, LinkedClient, Tail};
 use crate::server::request::{HiddenQuery, Request};
 
 use message::{Message, is_request, question, refuse, unknown, whole};
@@ -100,6 +100,22 @@ impl Session {
 
     /// Runs over `input`; answers how many bytes were used and why it stopped.
     pub fn advance(
+        &mut self,
+        mut link: Option<&mut Link>,
+        input: &[u8],
+        flow: &mut Flow,
+        rules: &Rules<'_>,
+    ) -> (usize, Stop) {
+        let outcome = self.run(link.as_deref_mut(), input, flow, rules);
+        if let Some(link) = link {
+            let half = self.partial.left > 0 && self.partial.to == Destination::Server;
+            link.sent_up_to(if half { Tail::Half } else { Tail::Whole });
+        }
+        outcome
+    }
+
+    #[inline]
+    fn run(
         &mut self,
         mut link: Option<&mut Link>,
         input: &[u8],

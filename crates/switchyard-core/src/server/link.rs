@@ -106,6 +106,22 @@ struct Partial {
     show: Show,
 }
 
+/// Whether the last message of the client was passed on to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// It was.
+    Whole,
+    /// A part of it is missing: whatever is sent next is taken for that part.
+    Half,
+}
+
+/// Messages of which only a part has passed, each way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Halves {
+    come: Partial,
+    sent: Tail,
+}
+
 /// Whether the linked client sees a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Show {
@@ -129,7 +145,7 @@ pub struct Link {
     group: Group,
     talk: Talk,
     certainty: Certainty,
-    partial: Partial,
+    halves: Halves,
     params: Params,
     statements: ServerStatements,
     loyalty: Loyalty,
@@ -203,7 +219,7 @@ impl Link {
             group: Group::Ended,
             talk: Talk::None,
             certainty: Certainty::Sure,
-            partial: Partial { left: 0, show: Show::No },
+            halves: Halves { come: Partial { left: 0, show: Show::No }, sent: Tail::Whole },
             params,
             statements: ServerStatements::default(),
             loyalty: Loyalty::Leaves,
@@ -223,7 +239,7 @@ impl Link {
         let mut received = Received::default();
         let mut at = self.continue_partial(input, out);
         self.settle(|answer| out.inject(input, |bytes| bytes.extend_from_slice(answer)));
-        while self.partial.left == 0 {
+        while self.halves.come.left == 0 {
             if client.is_some() && !self.front_is_hidden() {
                 let end = frame::skip(input, at, [backend::DATA_ROW, backend::COPY_DATA]);
                 out.forward(input, at..end);
@@ -250,7 +266,7 @@ impl Link {
                 out.forward(input, at..at + there);
             }
             at += there;
-            self.partial = Partial { left: head.len - there, show };
+            self.halves.come = Partial { left: head.len - there, show };
             self.settle(|answer| out.inject(input, |bytes| bytes.extend_from_slice(answer)));
         }
         received.consumed = at;
@@ -258,11 +274,11 @@ impl Link {
     }
 
     fn continue_partial(&mut self, input: &[u8], out: &mut Batch) -> usize {
-        let take = self.partial.left.min(input.len());
-        if self.partial.show == Show::Yes {
+        let take = self.halves.come.left.min(input.len());
+        if self.halves.come.show == Show::Yes {
             out.forward(input, 0..take);
         }
-        self.partial.left -= take;
+        self.halves.come.left -= take;
         take
     }
 
@@ -331,7 +347,7 @@ impl Link {
     /// put into the middle of a message.
     #[inline]
     fn settle(&mut self, answer: impl FnOnce(&[u8])) {
-        if self.partial.left == 0 && self.outstanding.front().is_some_and(Request::is_made_up) {
+        if self.halves.come.left == 0 && self.outstanding.front().is_some_and(Request::is_made_up) {
             self.make_up(answer);
         }
     }
@@ -375,7 +391,7 @@ impl Link {
     #[inline]
     pub fn is_quiet(&self) -> bool {
         self.outstanding.is_empty()
-            && self.partial.left == 0
+            && self.halves.come.left == 0
             && self.copy == Copy::Off
             && self.group == Group::Ended
     }
@@ -409,7 +425,7 @@ impl Link {
     pub fn is_untouched(&self) -> bool {
         self.talk == Talk::None
             && self.status == Status::Idle
-            && self.partial.left == 0
+            && self.halves.come.left == 0
             && self.copy == Copy::Off
             && self.certainty == Certainty::Sure
             && self.outstanding.iter().all(|r| r.is_hidden_query() || r.is_local())
@@ -428,7 +444,7 @@ impl Link {
         let hidden =
             |request: &Request| matches!(request, Request::Hidden(HiddenQuery::Parameters));
         self.status == Status::Idle
-            && self.partial.left == 0
+            && self.halves.come.left == 0
             && self.copy == Copy::Off
             && self.group == Group::Ended
             && self.certainty == Certainty::Sure
@@ -471,13 +487,13 @@ impl Link {
 
     /// Whether a message has been passed on in part only.
     pub fn is_inside_message(&self) -> bool {
-        self.partial.left > 0
+        self.halves.come.left > 0
     }
 
     /// Whether the client has seen a part of a message only: anything else that it is told would be
     /// taken for the rest.
     pub fn shows_part(&self) -> bool {
-        self.partial.left > 0 && self.partial.show == Show::Yes
+        self.halves.come.left > 0 && self.halves.come.show == Show::Yes
     }
 
     /// Whether the server is known not to take a tracked parameter of a client.
@@ -515,7 +531,7 @@ impl Link {
         }
         let front = self.outstanding.front();
         assert!(
-            self.partial.left > 0 || !front.is_some_and(Request::is_made_up),
+            self.halves.come.left > 0 || !front.is_some_and(Request::is_made_up),
             "made-up answers are given as soon as it is their turn"
         );
     }

@@ -93,7 +93,7 @@ impl Pooler {
         let Some(mut server) = place.and_then(|slot| slot.here) else { return };
         let (node, session) = (server.node, server.session);
         env.note(|| format!("w{w} server {node}/{session} is closed: {reason}"));
-        if matches!(server.stage, ServerStage::Ready(..)) {
+        if matches!(&server.stage, ServerStage::Ready(link, _) if link.listens()) {
             let mut bytes = Vec::new();
             build::empty(&mut bytes, switchyard_wire::tag::frontend::TERMINATE);
             send(env, server.end, &mut server.output, &bytes);

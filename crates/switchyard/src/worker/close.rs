@@ -235,8 +235,14 @@ impl Worker {
     pub(super) fn drop_server(&mut self, slot: Key, reason: &str) {
         let Some(mut server) = self.servers.remove(slot).and_then(|slot| slot.here) else { return };
         self.log_server_end(&server, reason);
-        if matches!(server.stage, ServerStage::Connecting(..) | ServerStage::Securing(_)) {
-            // It would not know what a good-bye is: only an alert that is due is sent.
+        let deaf = match &server.stage {
+            // It would not know what a good-bye is.
+            ServerStage::Connecting(..) | ServerStage::Securing(_) => true,
+            ServerStage::Ready(link, _) => !link.listens(),
+            ServerStage::Between | ServerStage::Login(_) | ServerStage::Asked(_) => false,
+        };
+        if deaf {
+            // Only an alert that is due is sent.
             return server.output.say_goodbye(&mut server.stream);
         }
         let mut bytes = Vec::new();

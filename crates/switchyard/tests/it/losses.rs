@@ -2,6 +2,7 @@
 //! becomes of the server of a client that leaves.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use switchyard_testkit::raw::transcript;
 use switchyard_testkit::{Client, Model, Pooler, Postgres, Raw, wait_until};
@@ -118,4 +119,42 @@ fn a_transaction_that_was_left_is_rolled_back_if_asked_for() -> io::Result<()> {
     let pooler = Pooler::start(program(), &entry, "pool_mode = transaction")?;
     leave(&pooler, &["begin"])?;
     wait_until("end of the server", || pooler.log().is_ok_and(|log| log.contains(reason)))
+}
+
+#[test]
+fn a_statement_that_was_cut_short_is_not_completed_by_the_good_bye() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ear = Arc::clone(&heard);
+    let model = Model::start(move |peer| {
+        peer.welcome()?;
+        loop {
+            let (tag, body) = peer.message()?;
+            if tag == 'Q' {
+                ear.lock().unwrap_or_else(PoisonError::into_inner).push(body);
+                peer.row("x")?;
+                peer.ready('I')?;
+            }
+        }
+    })?;
+    let entry = format!("db = host=127.0.0.1 port={}", model.port);
+    let pooler = Pooler::start(program(), &entry, "")?;
+    let sql = b"drop table users_old\0";
+    // With two bytes missing the good-bye would be a name's end, with five a whole message.
+    for missing in 1..=6 {
+        let mut client = Raw::connect(pooler.port, &[("user", "postgres"), ("database", "db")])?;
+        client.query("select 1")?;
+        let ended = model.errors().len();
+        let mut bytes = vec![b'Q'];
+        bytes.extend_from_slice(&(sql.len() as u32 + 4).to_be_bytes());
+        bytes.extend_from_slice(&sql[..sql.len() - missing]);
+        client.raw(&bytes)?;
+        drop(client);
+        wait_until("the server's end", || model.errors().len() > ended)?;
+    }
+    let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(heard.iter().all(|body| body == b"select 1\0"), "{heard:?}");
+    Ok(())
 }

@@ -2,11 +2,23 @@
 
 use std::sync::Arc;
 
-use super::{Certainty, Copy, Group, Link, Talk};
+use super::{Certainty, Copy, Group, Link, Tail, Talk};
 use crate::prepared::{Added, Closing, Place, Presence, Statement, Was};
 use crate::server::request::{Request, Turn};
 
 impl Link {
+    /// So much of the client's last message was put on its way.
+    #[inline]
+    pub fn sent_up_to(&mut self, tail: Tail) {
+        self.halves.sent = tail;
+    }
+
+    /// Whether the server can be told anything, a good-bye for example: it takes what comes next
+    /// for the rest of a half message.
+    pub fn listens(&self) -> bool {
+        self.halves.sent == Tail::Whole
+    }
+
     /// A request was put on its way. Skipped ones are not expected to be answered.
     #[inline]
     pub fn sent(&mut self, request: Request) {
