@@ -61,7 +61,7 @@ pub enum Answers {
 /// A statement that a server refused because it is read-only.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// What the client sent.
+    /// What the client sent, as the hooks have let it pass.
     pub bytes: Vec<u8>,
     /// Names of statements that it prepared.
     pub names: Vec<Box<[u8]>>,
@@ -73,6 +73,19 @@ pub struct Refused {
 const GROUP_MAX: usize = 256 * 1024;
 /// Longest answer that is withheld.
 const ANSWER_MAX: usize = 64 * 1024;
+
+impl Refused {
+    /// How many messages of it hooks have judged.
+    pub(super) fn judged(&self) -> usize {
+        let mut rest = self.bytes.as_slice();
+        let mut judged = 0;
+        while let Ok(Some((head, _, behind))) = frame::split(rest) {
+            judged += usize::from(matches!(head.tag, frontend::QUERY | frontend::PARSE));
+            rest = behind;
+        }
+        judged
+    }
+}
 
 impl Replay {
     /// A message of the client was passed to a server, as far as it was there; the server was fresh
@@ -115,6 +128,12 @@ impl Replay {
         if let Replay::Group(group) = self {
             group.bytes.extend_from_slice(bytes);
         }
+    }
+
+    /// Whether a whole group is kept: it may be sent again, in front of whatever follows.
+    #[inline]
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self, Replay::Group(group) if group.end == End::Reached)
     }
 
     /// Whether answers have to be looked at.

@@ -54,6 +54,8 @@ pub struct Session {
     statements: ClientStatements,
     partial: Partial,
     approval: Option<Approval>,
+    /// Messages at the head of the stream that were judged when they were sent first.
+    judged: usize,
     predicted: Predicted,
     blocks: BlockStatements,
     denied: Denied,
@@ -87,6 +89,7 @@ impl Session {
             statements: ClientStatements::default(),
             partial: Partial { left: 0, to: Destination::Nowhere },
             approval: None,
+            judged: 0,
             predicted: Predicted::AsReported,
             blocks: BlockStatements::default(),
             denied: Denied::No,
@@ -142,6 +145,7 @@ impl Session {
                 Some(link) if rules.keeping == Keeping::On => Some(link.is_fresh()),
                 _ => None,
             };
+            let changed = fresh.and_then(|_| self.changed(&m));
             let step = match link.as_deref_mut() {
                 Some(link) => self.linked(link, m, flow, rules),
                 None if self.lost.is_playing() => self.play(m, flow),
@@ -151,7 +155,10 @@ impl Session {
                 Ok(used) => {
                     if let Some(fresh) = fresh {
                         let fresh = if fresh { Fresh::Yes } else { Fresh::No };
-                        self.replay.message(fresh, m.head, &input[at..at + used]);
+                        match &changed {
+                            Some((head, sent)) => self.replay.message(fresh, *head, sent),
+                            None => self.replay.message(fresh, m.head, &input[at..at + used]),
+                        }
                     }
                     at += used;
                 }
@@ -263,7 +270,9 @@ impl Session {
         match m.head.tag {
             frontend::QUERY if rules.simple == Simple::Refused => return Err(no_query()),
             frontend::QUERY | frontend::PARSE if self.must_ask(rules) => {
-                return Err(question(&m)?);
+                // Were it judged now, its verdict would be about the group that is sent again.
+                let waits = self.replay.is_whole() && !link.is_quiet();
+                return Err(if waits { Stop::Full } else { question(&m)? });
             }
             frontend::QUERY | frontend::PARSE if self.is_denied() => {
                 return self.deny(link, m, flow);
@@ -400,6 +409,7 @@ impl Session {
             self.statements.remove(name);
         }
         self.replay = Replay::Again;
+        self.judged = refused.judged();
     }
 
     /// What has to happen to the server for untracked parameters that this client has set.

@@ -21,8 +21,32 @@ const FAIL: &[u8] = b"select cast('statement refused by the pooler' as integer)"
 const OTHER_SERVER: &str = "cannot change server inside a transaction";
 
 impl Session {
-    pub(super) fn must_ask(&self, rules: &Rules<'_>) -> bool {
-        rules.hooking == Hooking::On && self.approval.is_none()
+    /// Whether the hooks have to judge the message at the head of the stream. One that is sent
+    /// again was judged before.
+    pub(super) fn must_ask(&mut self, rules: &Rules<'_>) -> bool {
+        if self.approval.is_some() {
+            return false;
+        }
+        if self.judged > 0 {
+            self.judged -= 1;
+            self.approval = Some(Approval::Unchanged);
+            return false;
+        }
+        rules.hooking == Hooking::On
+    }
+
+    /// The message at the head of the stream as it goes to the server, if that is not as it came.
+    pub(super) fn changed(&self, m: &Message<'_>) -> Option<(frame::Frame, Vec<u8>)> {
+        let Some(Approval::Text(text)) = &self.approval else { return None };
+        let mut out = Vec::new();
+        if m.head.tag == frontend::QUERY {
+            build::query(&mut out, text);
+        } else {
+            let parse = read::parse(whole(m).ok()?)?;
+            build::parse(&mut out, parse.name, text, parse.types);
+        }
+        let head = frame::peek(&out, i32::MAX as usize).ok()??;
+        Some((head, out))
     }
 
     /// The hooks have judged the message at the head of the stream.
