@@ -38,6 +38,8 @@ pub struct Config {
 pub struct Loaded {
     /// The configuration, unless there are errors.
     pub config: Option<Config>,
+    /// The settings as far as they were read: for telling the errors where they are to be told.
+    pub settings: Settings,
     /// Everything that was found, in the order of the file.
     pub found: Vec<Diagnostic>,
 }
@@ -64,7 +66,8 @@ pub fn load(path: &Path, read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>) -> 
     let Loader { config, mut found } = loader;
     remarks::add(&items, &config, &mut found);
     let broken = found.iter().any(|one| one.severity == Severity::Error);
-    Loaded { config: (!broken).then_some(config), found }
+    let settings = config.settings.clone();
+    Loaded { config: (!broken).then_some(config), settings, found }
 }
 
 struct Loader {

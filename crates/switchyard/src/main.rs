@@ -67,14 +67,16 @@ fn prepare(
     arguments: &Arguments,
     log: &Arc<Log>,
 ) -> Result<(Config, Arc<Setup>), String> {
-    let config =
-        reload::read_config(path, log, Occasion::Start).ok_or("cannot load config file")?;
-    // The log file is opened with the first line: when all is well, by the user who has to open
-    // it again later.
-    reload::apply_log(log, &config);
-    let tls = reload::load_tls(&config, log).ok_or("TLS setup failed")?;
-    let user = arguments.user.as_ref().or(config.settings.user.as_ref());
-    process::become_user(user.map(String::as_str))?;
+    let read = reload::read_config(path, log, Occasion::Start);
+    let tls = read.as_ref().ok().map(|config| reload::load_tls(config, log));
+    let settings = read.as_ref().map_or_else(|settings| &**settings, |config| &config.settings);
+    let user = arguments.user.as_ref().or(settings.user.as_ref());
+    let user = process::become_user(user.map(String::as_str));
+    // The log file is opened with the first line, by the user who has to open it again later.
+    reload::apply_log(log, settings);
+    let config = read.map_err(|_| "cannot load config file")?;
+    let tls = tls.flatten().ok_or("TLS setup failed")?;
+    user?;
     process::name(&config.settings);
     listen::check_unix(&config.settings)?;
     process::check_pidfile(&config.settings.pidfile, log)?;

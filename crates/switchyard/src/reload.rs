@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use switchyard_config::{Config, Database, Severity, load};
+use switchyard_config::{Config, Database, Settings, Severity, load};
 
 use crate::access::Access;
 use crate::cluster_settings;
@@ -27,8 +27,9 @@ pub enum Occasion {
     Reload,
 }
 
-/// Loads a file; errors and warnings go to the log.
-pub fn read_config(path: &Path, log: &Log, occasion: Occasion) -> Option<Config> {
+/// Loads a file; errors and warnings go to the log. Of a file with errors, it answers the settings
+/// as far as they were read.
+pub fn read_config(path: &Path, log: &Log, occasion: Occasion) -> Result<Config, Box<Settings>> {
     let loaded = load(path, &mut |path| std::fs::read(path));
     for one in &loaded.found {
         let level = match one.severity {
@@ -39,21 +40,21 @@ pub fn read_config(path: &Path, log: &Log, occasion: Occasion) -> Option<Config>
         };
         log.write(level, &one.to_string());
     }
-    let mut config = loaded.config?;
+    let mut config = loaded.config.ok_or_else(|| Box::new(loaded.settings))?;
     if let Err(errors) = NativeRules::new(&config) {
         errors.iter().for_each(|error| log.write(Level::Error, error));
-        return None;
+        return Err(Box::new(config.settings));
     }
     config.settings.verbose.get_or_insert(log.base().into());
     cluster_settings::complete(&mut config, log);
-    Some(config)
+    Ok(config)
 }
 
 /// Reads the configuration again. Answers whether it was valid.
 pub fn reload(shared: &Arc<Shared>) -> bool {
     let old = shared.snapshot();
     let path = old.config.settings.conffile.clone().unwrap_or_default();
-    let Some(mut config) = read_config(Path::new(&path), &shared.log, Occasion::Reload) else {
+    let Ok(mut config) = read_config(Path::new(&path), &shared.log, Occasion::Reload) else {
         shared.log.write(Level::Warning, "config file loading failed");
         return false;
     };
@@ -73,7 +74,7 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
             return false;
         }
     };
-    apply_log(&shared.log, &config);
+    apply_log(&shared.log, &config.settings);
     let tls = load_tls(&config, &shared.log);
     if tls.is_none() {
         let line = "TLS configuration could not be reloaded, keeping old configuration";
@@ -103,7 +104,7 @@ pub fn apply(shared: &Arc<Shared>, config: Config, key: &str) -> bool {
             Err(text) => shared.log.write(Level::Error, &text),
         }
     }
-    apply_log(&shared.log, &config);
+    apply_log(&shared.log, &config.settings);
     shared.replace_snapshot(options::snapshot(config, access, kept, old.mock_key));
     define_entries(shared);
     recycle_for_tls(shared, &old);
@@ -152,10 +153,10 @@ pub fn check_keys(shared: &Shared, loaded: Loaded) {
 }
 
 /// Log file and verbosity.
-pub fn apply_log(log: &Log, config: &Config) {
-    let logfile = config.settings.logfile.as_str();
+pub fn apply_log(log: &Log, settings: &Settings) {
+    let logfile = settings.logfile.as_str();
     log.set_file((!logfile.is_empty()).then(|| logfile.into()));
-    if let Some(verbose) = config.settings.verbose {
+    if let Some(verbose) = settings.verbose {
         log.set_verbose(u8::try_from(verbose.max(0)).unwrap_or(u8::MAX));
     }
 }

@@ -97,7 +97,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 fn try_run(arguments: &Arguments) -> Result<usize, String> {
     let log = Arc::new(Log::new(Stderr::Show));
     let config = reload::read_config(&arguments.config, &log, Occasion::Reload)
-        .ok_or("cannot load config file")?;
+        .map_err(|_| "cannot load config file")?;
     let cases = match &arguments.cases {
         Some(path) => cases::read(path)?,
         None => Vec::new(),

@@ -104,6 +104,37 @@ fn errors_of_a_file_read_as_pgbouncers() -> io::Result<()> {
 }
 
 #[test]
+fn errors_at_start_are_told_in_the_log_file_that_is_named() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let place = Workplace::new()?;
+    for (lines, errors) in [
+        ("max_client_conn = many\nnope = 1", "ERROR unknown parameter: pgbouncer/nope\n"),
+        ("[databases]\nd = port=0", "ERROR invalid port: 0\n"),
+        ("[routes]\nx = query='(' -> d", "ERROR "),
+        ("client_tls_sslmode = require", "ERROR To allow TLS connections from clients, "),
+    ] {
+        place.ini(lines)?;
+        let said = place.run(place.command(program()).args(["-q", "pooler.ini"]))?;
+        assert_eq!((said.code, said.stderr.as_str()), (Some(1), ""));
+        let log = place.read("log");
+        let last =
+            if lines.contains("tls") { "TLS setup failed" } else { "cannot load config file" };
+        assert!(log.contains(errors) && log.ends_with(&format!("FATAL {last}\n")), "{log}");
+        std::fs::remove_file(place.path("log"))?;
+    }
+    if root() {
+        // Root's file would be in the way of the user who has to write it once all is well.
+        place.ini("user = postgres\nnope = 1")?;
+        let said = place.run(place.own_command(program()).args(["-q", "pooler.ini"]))?;
+        assert_eq!(said.code, Some(1));
+        assert_ne!(std::fs::metadata(place.path("log"))?.uid(), 0);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_file_is_checked() -> io::Result<()> {
     if !wanted() {
         return Ok(());
