@@ -126,8 +126,8 @@ impl Account {
             // It counts from the moment at which it is known.
             self.failing.insert(host, self.now + PAUSE);
         }
-        let (text, sqlstate) = ("no".to_string(), "28000".to_string());
-        self.pool.open_failed(self.now, id, OpenFailure { text, sqlstate, kind });
+        let failure = OpenFailure { kind, ..OpenFailure::connect("no") };
+        self.pool.open_failed(self.now, id, failure);
     }
 
     fn give_back(&mut self, id: ServerId) {

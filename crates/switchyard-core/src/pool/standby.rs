@@ -3,9 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::ids::{LaneId, WorkerId};
-use crate::pool::{
-    Effect, Failing, OpenFailure, OpenFailureKind, Pool, Reopen, Standby, Want, Welcome,
-};
+use crate::pool::{Effect, Failing, OpenFailure, Pool, Reopen, Standby, Want, Welcome};
 
 impl Pool {
     pub(super) fn standby_target(&self, now: Instant) -> usize {
@@ -83,11 +81,7 @@ impl Pool {
             return;
         }
         let told = self.queues.take_all(|want| want == Want::Writer);
-        let failure = OpenFailure {
-            text: NO_WRITER.into(),
-            sqlstate: "08P01".into(),
-            kind: OpenFailureKind::Connect,
-        };
+        let failure = OpenFailure::connect(NO_WRITER);
         self.effects.extend(told.into_iter().map(|t| Effect::Fail(t, failure.clone())));
     }
 }

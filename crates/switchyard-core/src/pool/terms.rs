@@ -172,8 +172,10 @@ pub enum Effect {
 /// Why a server could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenFailure {
-    /// Text for clients, and the remembered error.
+    /// Text for clients.
     pub text: String,
+    /// Why the server connection is closed, and the remembered error.
+    pub reason: String,
     /// SQLSTATE for clients.
     pub sqlstate: String,
     /// What kind of failure.
@@ -184,12 +186,15 @@ pub struct OpenFailure {
 const CANNOT_CONNECT_NOW: &str = "57P03";
 /// SQLSTATE of everything that has none of its own.
 const PROTOCOL_VIOLATION: &str = "08P01";
+/// Why a server is closed whose question in the password dialogue has no answer.
+const UNANSWERED: &str = "failed to answer authreq";
 
 impl OpenFailure {
     /// No connection, for this reason.
     pub fn connect(text: &str) -> Self {
         OpenFailure {
             text: text.into(),
+            reason: text.into(),
             sqlstate: PROTOCOL_VIOLATION.into(),
             kind: OpenFailureKind::Connect,
         }
@@ -206,14 +211,14 @@ impl OpenFailure {
             ServerLoginError::Refused { sqlstate, message, .. } => {
                 let waits = sqlstate == CANNOT_CONNECT_NOW;
                 let kind = if waits { OpenFailureKind::Connect } else { OpenFailureKind::Login };
-                OpenFailure { text: message.clone(), sqlstate: sqlstate.clone(), kind }
+                OpenFailure { sqlstate: sqlstate.clone(), kind, ..OpenFailure::connect(message) }
             }
-            ServerLoginError::CannotAnswer(_, Some(told)) => {
-                OpenFailure { kind: OpenFailureKind::Login, ..OpenFailure::connect(told) }
-            }
-            ServerLoginError::CannotAnswer(_, None) => {
-                OpenFailure::connect("failed to answer authreq")
-            }
+            ServerLoginError::CannotAnswer(_, Some(told)) => OpenFailure {
+                text: (*told).into(),
+                kind: OpenFailureKind::Login,
+                ..OpenFailure::connect(UNANSWERED)
+            },
+            ServerLoginError::CannotAnswer(_, None) => OpenFailure::connect(UNANSWERED),
             ServerLoginError::Broken(reason) => OpenFailure::connect(reason),
         }
     }

@@ -202,8 +202,8 @@ impl Pooler {
     pub(super) fn open_failed(&mut self, env: &mut Env, w: usize, slot: u64, failure: OpenFailure) {
         let Some(place) = self.workers[w].servers.get(&slot) else { return };
         let (pool, id, now) = (place.pool, place.id, env.now);
-        let text = failure.text.clone();
-        self.drop_server(env, w, slot, &text);
+        let reason = failure.reason.clone();
+        self.drop_server(env, w, slot, &reason);
         self.decide(w, pool, |cell| cell.machine.open_failed(now, id, failure));
     }
 }

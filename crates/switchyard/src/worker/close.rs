@@ -360,11 +360,11 @@ impl Worker {
     pub(super) fn open_failed(&mut self, slot: Key, failure: OpenFailure) {
         let Some(place) = self.servers.get(slot) else { return };
         let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);
-        let text = failure.text.clone();
+        let reason = failure.reason.clone();
         pool.decide(&mut self.orders, |inner| inner.machine.open_failed(now, id, failure));
         // Waiting clients are told before the server's own line.
         let orders = std::mem::take(&mut self.orders);
         orders.into_iter().for_each(|(pool, order)| self.obey(pool, order));
-        self.drop_server(slot, &text);
+        self.drop_server(slot, &reason);
     }
 }

@@ -115,6 +115,8 @@ fn every_question_for_every_kind_of_secret() -> io::Result<()> {
     ] {
         assert!(log.contains(line), "{line} {log}");
     }
+    let told = |line: &&str| line.contains(" S-") && line.contains("closing because: server login");
+    assert_eq!(log.lines().find(told), None, "what clients are told is no reason of a server");
     Ok(())
 }
 
