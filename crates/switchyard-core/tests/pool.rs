@@ -452,3 +452,25 @@ fn connections_kept_ready_are_as_many_as_wanted_and_opened_again_if_wanted() {
         }
     }
 }
+
+#[test]
+fn another_pause_after_failed_logins_acts_at_once() {
+    let second = Duration::from_secs(1);
+    let paused = |pause| Limits { retry: Retry::Fixed(pause), ..limits(1, Failing::Wait) };
+    let mut account = account(Pool::new(paused(100 * second), 1));
+    account.act(Step::Ask(0));
+    account.act(Step::FailOpen(0));
+    account.act(Step::Ask(0));
+    account.act(Step::Later(2000));
+    assert_eq!((account.waiting.len(), account.opening.len()), (1, 0));
+    account.pool.set_limits(account.now, paused(3 * second));
+    account.drain();
+    assert_eq!(account.opening.len(), 0, "it counts from the attempt");
+    account.act(Step::Later(1000));
+    assert_eq!(account.opening.len(), 1);
+    account.act(Step::FailOpen(0));
+    account.act(Step::Ask(0));
+    account.pool.set_limits(account.now, paused(second / 2));
+    account.act(Step::Later(500));
+    assert_eq!(account.opening.len(), 1);
+}

@@ -59,6 +59,8 @@ pub enum Want {
 /// Logins that fail.
 #[derive(Clone, Debug)]
 pub(super) struct Failed {
+    /// When the last attempt began.
+    pub(super) began: Instant,
     pub(super) retry_at: Instant,
     pub(super) reason: String,
     /// Failures in a row.

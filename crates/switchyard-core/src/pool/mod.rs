@@ -290,7 +290,8 @@ impl Pool {
             let count = lane.failed.as_ref().map_or(1, again);
             let retry_at = slot.started + retry.pause(count);
             let retry_at = lane.failed.as_ref().map_or(retry_at, |f| f.retry_at.max(retry_at));
-            lane.failed = Some(Failed { retry_at, reason: failure.reason.clone(), count });
+            let (began, reason) = (slot.started, failure.reason.clone());
+            lane.failed = Some(Failed { began, retry_at, reason, count });
         }
         if refused && usable == 0 {
             let mut told = self.queues.take_all(|want| self.lanes.accept(want, slot.lane));

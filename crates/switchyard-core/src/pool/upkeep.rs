@@ -158,7 +158,10 @@ impl Pool {
 
     /// New settings; they act at the next decision.
     pub fn set_limits(&mut self, now: Instant, limits: Limits) {
-        self.limits = limits;
+        let before = std::mem::replace(&mut self.limits, limits);
+        if before.retry != self.limits.retry {
+            self.reconsider_retries();
+        }
         for lane in self.lane_ids() {
             while self.excess(lane) > 0
                 && let Some((_, id)) = self.longest_idle_of(lane)
@@ -167,6 +170,17 @@ impl Pool {
             }
         }
         self.open_for_waiters(now);
+    }
+
+    /// Pauses after failed logins are as long as they would have been with the settings in force.
+    fn reconsider_retries(&mut self) {
+        let retry = self.limits.retry;
+        for lane in &mut self.lanes {
+            lane.hosts.forgive();
+            if let Some(failed) = &mut lane.failed {
+                failed.retry_at = failed.began + retry.pause(failed.count);
+            }
+        }
     }
 
     /// The pool of a plain entry leads to one of so many hosts. Those that were failing are
