@@ -185,10 +185,10 @@ pub fn orphaned(link: &Link, unsent: Unsent, leftover: Leftover) -> Orphan {
     if leftover == Leftover::RollBack && link.is_waiting_in_block() {
         return Orphan::RollBack;
     }
-    Orphan::Close(if link.is_between_groups() {
-        "client disconnected with queries in progress"
-    } else {
-        "client disconnect while server was not ready"
+    Orphan::Close(match link.owed_between_groups() {
+        0 => "client disconnect while server was not ready",
+        1 => "client disconnected with query in progress",
+        _ => "client disconnected with queries in progress",
     })
 }
 

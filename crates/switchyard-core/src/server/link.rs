@@ -431,10 +431,14 @@ impl Link {
             && self.outstanding.iter().all(|r| r.is_hidden_query() || r.is_local())
     }
 
-    /// Whether ReadyForQuery was the last word, although more is owed: the client has sent several
-    /// groups at once.
-    pub fn is_between_groups(&self) -> bool {
-        self.talk == Talk::Answered && self.status == Status::Idle && !self.outstanding.is_empty()
+    /// Number of queries still owed if ReadyForQuery was the last word: the client has sent several
+    /// groups at once. One that it has not ended yet counts as well.
+    pub fn owed_between_groups(&self) -> usize {
+        if self.talk != Talk::Answered || self.status != Status::Idle || self.outstanding.is_empty()
+        {
+            return 0;
+        }
+        self.outstanding.iter().filter(|request| request.ends_with_ready()).count().max(1)
     }
 
     /// Whether the client's next message begins a transaction: nothing is owed but the pooler's own
