@@ -14,6 +14,8 @@ const READS_PER_TURN: usize = 8;
 const SCRATCH: usize = 64 * 1024;
 /// Bytes that may wait for a client that does not read.
 const CLIENT_BACKLOG: usize = 64 * 1024;
+/// Why a server is lost that takes no bytes any more.
+const UNWRITABLE: &str = "server connection closed";
 
 /// Sends bytes behind those that wait; answers false if the wire is broken.
 pub(super) fn send(env: &mut Env, end: End, output: &mut Vec<u8>, bytes: &[u8]) -> bool {
@@ -154,9 +156,7 @@ impl Pooler {
             return true;
         }
         if let Some(slot) = slot {
-            // The server may have said why before it went away.
-            self.read_server(env, w, slot);
-            self.server_lost(env, w, slot, "server connection closed");
+            self.unwritable(env, w, slot);
         }
         self.workers[w].clients.contains_key(&key)
     }
@@ -205,7 +205,7 @@ impl Pooler {
             return;
         }
         if !send(env, server.end, &mut server.output, &[]) {
-            return self.server_lost(env, w, key, "server connection closed");
+            return self.unwritable(env, w, key);
         }
         if server.output.is_empty() {
             let client = server.client();
@@ -213,8 +213,19 @@ impl Pooler {
         }
     }
 
+    /// A server takes no bytes any more. It may have said why before it went away.
+    fn unwritable(&mut self, env: &mut Env, w: usize, key: u64) {
+        self.read_out(env, w, key, UNWRITABLE);
+        self.server_lost(env, w, key, UNWRITABLE);
+    }
+
     /// Reads a server until nothing is there; then, if it is free, gives it back.
     pub(super) fn read_server(&mut self, env: &mut Env, w: usize, key: u64) {
+        self.read_out(env, w, key, "server conn crashed?");
+    }
+
+    /// The same; the server is lost for this reason if its end comes first.
+    fn read_out(&mut self, env: &mut Env, w: usize, key: u64, reason: &str) {
         for _ in 0..READS_PER_TURN {
             let worker = &mut self.workers[w];
             let Some(server) = worker.servers.get_mut(&key).and_then(|slot| slot.here.as_mut())
@@ -229,7 +240,7 @@ impl Pooler {
                 Recv::Bytes(bytes) => server.input.extend_from_slice(&bytes),
                 Recv::Blocked => return self.give_back(env, w, key),
                 Recv::Eof | Recv::Failed => {
-                    return self.server_lost(env, w, key, "server conn crashed?");
+                    return self.server_lost(env, w, key, reason);
                 }
             }
             let mut input = std::mem::take(&mut server.input);

@@ -22,6 +22,8 @@ const READ_MORE: usize = 64 * 1024;
 pub(super) const OUTSTANDING_MAX: usize = 8192;
 /// Bytes that may wait for a client that does not read.
 const CLIENT_BACKLOG: usize = 64 * 1024;
+/// Why a server is lost that takes no bytes any more.
+const UNWRITABLE: &str = "server connection closed";
 
 /// What has become of a client's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,13 +222,7 @@ impl Worker {
         match (result, slot) {
             (Err(_), Some(slot)) if self.take_back(key, slot, data) => Passed::Back,
             (Err(_), Some(slot)) => {
-                // The server may have said why before it went away. Whoever reads the client may
-                // have the scratch area in use.
-                if self.scratch.is_empty() {
-                    self.scratch = vec![0; SCRATCH];
-                }
-                self.read_server(slot);
-                self.server_lost(slot, "server connection closed");
+                self.unwritable(slot);
                 if self.clients.get(key).is_some() { Passed::On } else { Passed::Lost }
             }
             (Ok(()), Some(slot)) if full => {
@@ -296,7 +292,7 @@ impl Worker {
             return;
         }
         if server.output.flush(&mut server.stream).is_err() {
-            return self.server_lost(key, "server connection closed");
+            return self.unwritable(key);
         }
         if server.output.is_empty() {
             let client = server.client();
@@ -305,8 +301,23 @@ impl Worker {
         }
     }
 
+    /// A server takes no bytes any more. It may have said why before it went away.
+    fn unwritable(&mut self, key: Key) {
+        // Whoever reads the client may have the scratch area in use.
+        if self.scratch.is_empty() {
+            self.scratch = vec![0; SCRATCH];
+        }
+        self.read_out(key, UNWRITABLE);
+        self.server_lost(key, UNWRITABLE);
+    }
+
     /// Reads a server until a short read; then, if it is free, gives it back.
     pub(super) fn read_server(&mut self, key: Key) {
+        self.read_out(key, "server conn crashed?");
+    }
+
+    /// The same; the server is lost for this reason if its end comes first.
+    fn read_out(&mut self, key: Key, reason: &str) {
         for _ in 0..READS_PER_TURN {
             let Some(slot) = self.servers.get_mut(key) else { return };
             let Some(server) = slot.here.as_mut() else { return };
@@ -323,11 +334,9 @@ impl Worker {
                 Recv::Blocked => return self.give_back(key),
                 Recv::Failed(error) => {
                     server.fell(&error);
-                    return self.server_lost(key, "server conn crashed?");
+                    return self.server_lost(key, reason);
                 }
-                Recv::Eof => {
-                    return self.server_lost(key, "server conn crashed?");
-                }
+                Recv::Eof => return self.server_lost(key, reason),
             };
             server.input.clear();
             let scratch = std::mem::take(&mut self.scratch);

@@ -73,6 +73,68 @@ fn the_end_of_a_server_is_explained_if_asked_for() -> io::Result<()> {
 }
 
 #[test]
+fn a_server_that_takes_no_bytes_is_told_from_one_that_ends() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let model = Model::start(|peer| {
+        peer.welcome()?;
+        peer.message()?;
+        peer.error(&["SPANIC", "CXX000", "Mout of luck"])
+        // What was not read makes the end a reset.
+    })?;
+    let entry = format!("db = host=127.0.0.1 port={}", model.port);
+    let pooler = Pooler::start(program(), &entry, "server_login_retry = 0")?;
+    let words = "E SPANIC CXX000 Mout of luck\n";
+    let fatal = |text: &str| format!("{words}E SFATAL C08P01 M{text}\n");
+    let (crashed, closed) = (fatal("server conn crashed?"), fatal("server connection closed"));
+    let rest = vec![b'x'; 8 << 20];
+    // Whether the end is met by reading or by writing is chance.
+    wait_until("a write that fails", || {
+        let parameters = [("user", "postgres"), ("database", "db")];
+        let Ok(mut client) = Raw::connect(pooler.port, &parameters) else { return false };
+        let sent = client.send('H', b"").and_then(|()| client.send('Q', &rest));
+        let told = client.answer().map(|messages| transcript(&messages)).unwrap_or_default();
+        assert!(told == crashed || told == closed, "{sent:?} {told}");
+        told == closed
+    })?;
+    let log = pooler.log()?;
+    for whose in ["S-0x", "C-0x"] {
+        let told = |line: &str| line.contains(whose) && line.contains(": server connection closed");
+        assert!(log.lines().any(told), "{whose} {log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_still_owes_queries_is_closed_for_that() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let model = Model::start(|peer| {
+        peer.welcome()?;
+        while peer.message()?.1 != b"last\0" {}
+        peer.row("first")?;
+        peer.ready('I')?;
+        peer.message().map(drop)
+    })?;
+    let entry = format!("db = host=127.0.0.1 port={}", model.port);
+    let pooler = Pooler::start(program(), &entry, "pool_mode = transaction")?;
+    for (queries, reason) in [
+        (&["first", "last"][..], "client disconnected with query in progress"),
+        (&["first", "second", "last"], "client disconnected with queries in progress"),
+    ] {
+        let mut client = Raw::connect(pooler.port, &[("user", "postgres"), ("database", "db")])?;
+        queries.iter().try_for_each(|query| client.ask(query))?;
+        client.answer()?;
+        drop(client);
+        let line = format!("closing because: {reason} (age=");
+        wait_until(reason, || pooler.log().is_ok_and(|log| log.contains(&line)))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_transaction_that_was_left_is_rolled_back_if_asked_for() -> io::Result<()> {
     if !wanted() {
         return Ok(());
