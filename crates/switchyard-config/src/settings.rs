@@ -267,7 +267,7 @@ settings! {
     max_user_connections: i64, Some("0"), Some("0"), Run, Active;
     min_pool_size: i64, Some("0"), Some("0"), Run, Active;
     pause_stops_query_wait: bool, Some("0"), Some("0"), Run, Active;
-    peer_id: i64, Some("0"), Some("0"), Run, Inert;
+    peer_id: i64, Some("0"), Some("0"), Run, Active;
     pidfile: String, Some(""), Some(""), Start, Active;
     pkt_buf: i64, Some("4096"), Some("4096"), Start, Active;
     polling_frequency: Duration, Some(".1"), Some(".1"), Run, Active;

@@ -17,6 +17,7 @@ pub mod log;
 pub mod meters;
 pub mod options;
 mod oracle;
+pub mod peers;
 pub mod pools;
 pub mod process;
 pub mod reload;

@@ -73,6 +73,13 @@ pub struct Inner {
 #[derive(Debug)]
 pub struct CancelPermit(Arc<SharedPool>);
 
+impl CancelPermit {
+    /// Whose it is.
+    pub fn pool(&self) -> &Arc<SharedPool> {
+        &self.0
+    }
+}
+
 impl Drop for CancelPermit {
     fn drop(&mut self) {
         self.0.lock().cancels -= 1;

@@ -189,6 +189,7 @@ pub fn define_entries(shared: &Arc<Shared>) {
         }
     }
     shared.make_standing_pools();
+    shared.drop_peers();
 }
 
 impl Shared {

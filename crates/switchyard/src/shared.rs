@@ -24,6 +24,7 @@ use crate::hooks::{HookOptions, Host, Notice, Ties};
 use crate::log::{Level, Log};
 use crate::options;
 use crate::oracle::{Knowledge, Upcoming};
+use crate::peers::Peers;
 use crate::pools::{Order, SharedPool};
 use crate::rules::NativeRules;
 use crate::services::Services;
@@ -58,6 +59,8 @@ pub struct Shared {
     lifecycle: Mutex<Lifecycle>,
     /// Limits that pools share.
     pub sharing: Sharing,
+    /// Other poolers that cancel requests are passed on to.
+    pub peers: Peers,
     /// What is counted.
     pub ledger: Ledger,
     consoles: AtomicUsize,
@@ -95,6 +98,7 @@ impl Shared {
             lifecycle: Mutex::new(Lifecycle::default()),
             remains: Remains::default(),
             sharing: Sharing::default(),
+            peers: Peers::default(),
             ledger: Ledger::new(workers),
             consoles: AtomicUsize::new(0),
             reloading: Mutex::new(()),

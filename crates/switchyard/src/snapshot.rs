@@ -82,6 +82,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Number of this process among its peers, if it has any.
+    pub fn peer_id(&self) -> Option<u16> {
+        u16::try_from(self.config.settings.peer_id).ok().filter(|id| *id > 0)
+    }
+
     /// Pool mode of a pool: user, database, global.
     pub fn pool_mode(&self, database: &Database, user: &str) -> PoolMode {
         self.overrides(database, user).pool_mode()

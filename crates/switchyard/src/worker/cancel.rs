@@ -6,9 +6,8 @@
 //! ```
 //! Until it is sent, a request is dropped as soon as the query has ended. Once it is sent, the
 //! server is given to nobody else before the connection has ended: the signal may still be on its
-//! way.
+//! way. Requests for clients of other poolers travel in the same way (`cancel_peer`).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,119 +18,21 @@ use switchyard_io::{Key, Ready, Recv, Remote, Stream};
 use switchyard_wire::build;
 
 use crate::log::Level;
-use crate::pools::{CancelPermit, SharedPool};
+use crate::pools::SharedPool;
 use crate::snapshot::Logged;
-use crate::tls::{Shake, Transport};
+use crate::tls::Shake;
 use crate::worker::cancel_key::{self, Received};
+use crate::worker::cancel_request::{
+    Aim, Connection, Outgoing, Permit, Progress, Requester, Room, Security,
+};
 use crate::worker::client::{Activity, Place, Stage};
 use crate::worker::close::Farewell;
 use crate::worker::message::Message;
 use crate::worker::server::{Server, Stage as ServerStage, Use};
 use crate::worker::{Source, Worker};
 
-/// A cancel request for a server.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    /// `None` while it waits for a permit.
-    connection: Option<Connection>,
-    progress: Progress,
-    /// The server's slot.
-    slot: Key,
-    /// The client whose query it is for.
-    client: Key,
-    /// `None` if it is our own wish.
-    requester: Option<Requester>,
-    /// Number shown to operators.
-    number: u64,
-    started: Instant,
-}
-
-/// Who asked for a cancel request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Requester {
-    /// Its connection.
-    pub ticket: Ticket,
-    /// Number shown to operators.
-    pub number: u64,
-}
-
-/// A connection that carries a cancel request.
-#[derive(Debug)]
-struct Connection {
-    stream: Transport,
-    security: Security,
-    /// The server's host as configured.
-    host: String,
-    /// The server's key.
-    key: Vec<u8>,
-    /// Start of its log lines.
-    prefix: String,
-    opened: Instant,
-    pool: Arc<SharedPool>,
-    _permit: CancelPermit,
-}
-
-/// How far a cancel request has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// The pool has enough such connections.
-    Waiting,
-    /// Its connection is being opened.
-    Connecting,
-    /// Asked for TLS.
-    Asked,
-    /// In its handshake.
-    Shaking,
-    /// It is with the server.
-    Sent,
-}
-
-impl Outgoing {
-    /// How far it has come.
-    pub(super) fn progress(&self) -> Progress {
-        self.progress
-    }
-
-    /// The server it is for.
-    pub(super) fn slot(&self) -> Key {
-        self.slot
-    }
-
-    /// Number shown to operators.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Number of the client that it is linked to.
-    pub(super) fn linked(&self) -> Option<u64> {
-        let sent = self.requester.filter(|_| self.progress == Progress::Sent);
-        sent.map(|requester| requester.number)
-    }
-
-    /// Address of this end, if it has one.
-    pub(super) fn local(&self) -> Option<SocketAddr> {
-        self.connection.as_ref()?.stream.peek_socket().local_addr()
-    }
-
-    /// When it began.
-    pub(super) fn started(&self) -> Instant {
-        self.started
-    }
-
-    /// What protects it, as shown to operators.
-    pub(super) fn tls(&self) -> String {
-        let connection = self.connection.as_ref();
-        connection.map(|connection| connection.stream.tls_info().to_string()).unwrap_or_default()
-    }
-}
-
-/// How a request travels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Security {
-    Plain,
-    Tls,
-}
-
+/// Reason for requests that did not reach their server.
+pub(super) const FAILED: &str = "failed cancel request";
 const NOW_IDLE: &str = "not sending cancel request for client that is now idle";
 
 /// Reads of a turn on a connection that has nothing to say.
@@ -144,11 +45,17 @@ impl Worker {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.stage = Stage::Cancel(None);
         let requester = Requester { ticket, number: client.number };
-        let target = match cancel_key::read(cancel_key, &self.snapshot.mock_key) {
+        let own = self.snapshot.peer_id();
+        let target = match cancel_key::read(cancel_key, &self.snapshot.mock_key, own) {
             Received::Key(short) => self.shared.key_owner(&short),
             Received::Foreign => None,
             Received::Malformed => {
                 return self.close_client(key, "bad cancel request", Farewell::Silent);
+            }
+            Received::Peer(id, key) => return self.forward_cancel(requester, id.into(), key),
+            Received::Exhausted => {
+                let reason = "failed to forward cancel request because its TTL was exhausted";
+                return self.close_client(key, reason, Farewell::Silent);
             }
         };
         let Some(target) = target else {
@@ -185,24 +92,27 @@ impl Worker {
             let taken = Message::CancelTaken(requester, Arc::clone(&server.pool));
             self.send(requester.worker, taken);
         }
+        self.request_cancel(Aim::Query { client: client_key, slot }, Some(from));
+    }
+
+    /// Begins a request; answers it.
+    pub(super) fn request_cancel(&mut self, aim: Aim, requester: Option<Requester>) -> Key {
         let (connection, progress, started) = (None, Progress::Waiting, self.now);
-        let (number, client, requester) = (self.shared.number(), client_key, Some(from));
-        let outgoing = Outgoing { connection, progress, slot, client, requester, number, started };
+        let number = self.shared.number();
+        let reserved = None;
+        let outgoing = Outgoing { connection, progress, aim, reserved, requester, number, started };
         let key = self.cancels.insert(outgoing);
         self.open_cancel(key);
+        key
     }
 
     /// What runs on a server is to end, because the server is about to be closed: closing alone
     /// would let it go on. Without room for one more connection it does.
     pub(super) fn cancel_running(&mut self, client: Key, slot: Key) {
-        let (connection, progress, started) = (None, Progress::Waiting, self.now);
-        let (number, requester) = (self.shared.number(), None);
-        let outgoing = Outgoing { connection, progress, slot, client, requester, number, started };
-        if !self.still_runs(&outgoing) {
+        if !self.runs_query(client, slot) {
             return;
         }
-        let key = self.cancels.insert(outgoing);
-        self.open_cancel(key);
+        let key = self.request_cancel(Aim::Query { client, slot }, None);
         if self.cancels.get(key).is_some_and(|one| one.progress == Progress::Waiting) {
             self.cancels.remove(key);
         }
@@ -213,9 +123,17 @@ impl Worker {
         if outgoing.connection.is_some() && outgoing.requester.is_none() {
             return true;
         }
-        let linked = self.clients.get(outgoing.client).and_then(|client| client.server());
-        let server = self.servers.get(outgoing.slot).and_then(|slot| slot.here.as_ref());
-        linked == Some(outgoing.slot)
+        match outgoing.aim {
+            Aim::Query { client, slot } => self.runs_query(client, slot),
+            // Only the peer knows.
+            Aim::Peer(..) => true,
+        }
+    }
+
+    fn runs_query(&self, client: Key, slot: Key) -> bool {
+        let linked = self.clients.get(client).and_then(|client| client.server());
+        let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
+        linked == Some(slot)
             && server.is_some_and(|server| match &server.stage {
                 ServerStage::Ready(link, _) => !link.outstanding().is_empty(),
                 _ => false,
@@ -223,21 +141,23 @@ impl Worker {
     }
 
     /// Opens a connection for a request if there may be one more.
-    fn open_cancel(&mut self, key: Key) {
+    pub(super) fn open_cancel(&mut self, key: Key) {
         let Some(outgoing) = self.cancels.get(key) else { return };
         if !self.still_runs(outgoing) {
             return self.cancel_ended(key, NOW_IDLE);
         }
-        let server = self.servers.get(outgoing.slot).and_then(|slot| slot.here.as_ref());
+        let slot = match &outgoing.aim {
+            Aim::Query { slot, .. } => *slot,
+            Aim::Peer(pool, _) => return self.open_peer(key, &Arc::clone(pool)),
+        };
+        let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
         let Some(server) = server else { return self.cancel_ended(key, NOW_IDLE) };
         let Some(permit) = server.pool.cancel_permit() else { return };
         let required = self.snapshot.tls.servers.is_required();
         let plain = !required || matches!(server.remote, Remote::Unix(_));
-        let opened = Stream::connect(&server.remote).and_then(|stream| {
-            stream.set_options(&self.snapshot.sockets).map_err(|failed| failed.error)?;
-            Ok(stream)
-        });
-        let Ok(stream) = opened else { return self.cancel_ended(key, "failed cancel request") };
+        let Ok(stream) = self.cancel_stream(&server.remote) else {
+            return self.cancel_ended(key, FAILED);
+        };
         let connection = Connection {
             stream: stream.into(),
             security: if plain { Security::Plain } else { Security::Tls },
@@ -245,9 +165,21 @@ impl Worker {
             key: server.key.clone(),
             prefix: server.prefix_of(outgoing.number),
             opened: self.now,
-            pool: Arc::clone(&server.pool),
-            _permit: permit,
+            remote: server.remote.clone(),
+            permit: Permit::Pool(permit),
         };
+        self.carry_cancel(key, connection);
+    }
+
+    /// A connection that is being made.
+    pub(super) fn cancel_stream(&self, remote: &Remote) -> std::io::Result<Stream> {
+        let stream = Stream::connect(remote)?;
+        stream.set_options(&self.snapshot.sockets).map_err(|failed| failed.error)?;
+        Ok(stream)
+    }
+
+    /// A request travels on this connection.
+    pub(super) fn carry_cancel(&mut self, key: Key, connection: Connection) {
         let token = Source::Cancel(key).token();
         if let Some(outgoing) = self.cancels.get_mut(key) {
             outgoing.progress = Progress::Connecting;
@@ -275,7 +207,7 @@ impl Worker {
         let Some(connection) = outgoing.connection.as_mut() else { return };
         let socket = connection.stream.peek_socket();
         if socket.connected().is_err() {
-            return self.cancel_ended(key, "failed cancel request");
+            return self.cancel_ended(key, FAILED);
         }
         if self.snapshot.log.connections == Logged::Yes {
             let from = socket.local_addr().map(|at| format!(" (from {at})")).unwrap_or_default();
@@ -297,19 +229,24 @@ impl Worker {
         let progress = outgoing.progress;
         self.note_sent(key, progress);
         if !sent.is_ok_and(|count| count == bytes.len()) {
-            self.cancel_ended(key, "failed cancel request");
+            self.cancel_ended(key, FAILED);
         }
     }
 
     /// From here on the server may be interrupted at any time.
     fn note_sent(&mut self, key: Key, progress: Progress) {
         let Some(outgoing) = self.cancels.get(key) else { return };
-        let server = self.servers.get_mut(outgoing.slot).and_then(|slot| slot.here.as_mut());
-        if let Some(server) = server.filter(|_| progress == Progress::Sent) {
+        if progress != Progress::Sent {
+            return;
+        }
+        let (number, requester) = (outgoing.number, outgoing.requester);
+        if let Aim::Query { slot, .. } = outgoing.aim {
+            let server = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut());
+            let Some(server) = server else { return };
             server.cancels += 1;
-            if let Some(Requester { ticket, .. }) = outgoing.requester {
-                self.send(ticket.worker, Message::CancelSent(ticket, outgoing.number));
-            }
+        }
+        if let Some(Requester { ticket, .. }) = requester {
+            self.send(ticket.worker, Message::CancelSent(ticket, number));
         }
     }
 
@@ -336,7 +273,7 @@ impl Worker {
         let Some(outgoing) = self.cancels.get_mut(key) else { return };
         let Some(connection) = outgoing.connection.as_mut() else { return };
         match outgoing.progress {
-            Progress::Waiting | Progress::Connecting => {}
+            Progress::Waiting | Progress::Naming | Progress::Connecting => {}
             Progress::Shaking => self.shake_later(Source::Cancel(key)),
             Progress::Asked => {
                 let mut answer = [0; 2];
@@ -346,14 +283,14 @@ impl Worker {
                         let greeted =
                             setup.map(|(config, name)| connection.stream.say_hello(config, name));
                         if !matches!(greeted, Some(Ok(()))) {
-                            return self.cancel_ended(key, "failed cancel request");
+                            return self.cancel_ended(key, FAILED);
                         }
                         outgoing.progress = Progress::Shaking;
                         self.shake_later(Source::Cancel(key));
                     }
                     Recv::Blocked => {}
                     Recv::Bytes(_) | Recv::Eof | Recv::Failed(_) => {
-                        self.cancel_ended(key, "failed cancel request");
+                        self.cancel_ended(key, FAILED);
                     }
                 }
             }
@@ -405,7 +342,7 @@ impl Worker {
         let progress = outgoing.progress;
         self.note_sent(key, progress);
         if !done || !sent.is_ok_and(|count| count == bytes.len()) {
-            self.cancel_ended(key, "failed cancel request");
+            self.cancel_ended(key, FAILED);
         } else if progress == Progress::Sent {
             self.read_cancel(key);
         }
@@ -416,22 +353,23 @@ impl Worker {
 impl Worker {
     /// A request has ended: the canceller is told, the server may be used again, and another
     /// request may have the connection's place.
-    fn cancel_ended(&mut self, key: Key, reason: &'static str) {
+    pub(super) fn cancel_ended(&mut self, key: Key, reason: &'static str) {
         let Some(outgoing) = self.cancels.remove(key) else { return };
-        let Outgoing { connection, progress, slot, requester, .. } = outgoing;
+        let Outgoing { connection, progress, aim, requester, .. } = outgoing;
         if let Some(connection) = connection {
             if self.snapshot.log.disconnections == Logged::Yes {
                 let age = self.now.saturating_duration_since(connection.opened).as_secs();
                 let line = format!("{} closing because: {reason} (age={age}s)", connection.prefix);
                 self.shared.log.write(Level::Log, &line);
             }
-            let pool = Arc::clone(&connection.pool);
+            let room = connection.permit.room();
             drop(connection);
-            self.shared.broadcast(|| Message::CancelRoom(Arc::clone(&pool)));
+            self.shared.broadcast(|| Message::CancelRoom(room.clone()));
         }
         if let Some(Requester { ticket, .. }) = requester {
             self.send(ticket.worker, Message::CancelDone(ticket, reason));
         }
+        let Aim::Query { slot, .. } = aim else { return };
         let server = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut());
         let Some(server) = server.filter(|_| progress == Progress::Sent) else { return };
         server.cancels -= 1;
@@ -442,14 +380,18 @@ impl Worker {
     }
 
     /// Requests for which there was no connection may have one, the oldest first.
-    pub(super) fn go_on_canceling(&mut self, pool: &Arc<SharedPool>) {
+    pub(super) fn go_on_canceling(&mut self, room: &Room) {
         let mut waiting: Vec<(Instant, Key)> = self
             .cancels
             .iter()
             .filter(|(_, outgoing)| outgoing.progress == Progress::Waiting)
-            .filter(|(_, outgoing)| {
-                let slot = self.servers.get(outgoing.slot);
-                slot.is_none_or(|slot| Arc::ptr_eq(&slot.pool, pool))
+            .filter(|(_, outgoing)| match (&outgoing.aim, room) {
+                (Aim::Query { slot, .. }, Room::Pool(pool)) => {
+                    let slot = self.servers.get(*slot);
+                    slot.is_none_or(|slot| Arc::ptr_eq(&slot.pool, pool))
+                }
+                (Aim::Peer(own, _), Room::Peer(pool)) => Arc::ptr_eq(own, pool),
+                (Aim::Query { .. }, Room::Peer(_)) | (Aim::Peer(..), Room::Pool(_)) => false,
             })
             .map(|(key, outgoing)| (outgoing.started, key))
             .collect();
@@ -463,7 +405,7 @@ impl Worker {
             return;
         }
         let unsent = |outgoing: &Outgoing| {
-            outgoing.slot == slot
+            outgoing.slot() == Some(slot)
                 && outgoing.progress != Progress::Sent
                 && outgoing.requester.is_some()
         };
@@ -497,29 +439,29 @@ impl Worker {
             let opened = outgoing.connection.as_ref().map(|connection| connection.opened);
             match outgoing.progress {
                 Progress::Sent if opened.is_some_and(|opened| over(opened, patience)) => {
-                    expired.push((key, Some(outgoing.slot)));
+                    expired.push((key, "connect timeout", outgoing.slot()));
                 }
                 Progress::Sent => {}
-                _ if over(outgoing.started, timeout) => expired.push((key, None)),
+                _ if over(outgoing.started, timeout) => {
+                    expired.push((key, "cancel_wait_timeout", None));
+                }
                 Progress::Waiting => waiting.push(key),
                 _ => {}
             }
         }
         // There is more room when servers have closed, which nobody tells.
         waiting.into_iter().for_each(|key| self.open_cancel(key));
-        for (key, slot) in expired {
-            let Some(slot) = slot else {
-                self.cancel_ended(key, "cancel_wait_timeout");
-                continue;
-            };
+        for (key, reason, slot) in expired {
             // The signal may come at any time, so nobody may have this server again.
-            let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
             let waits =
                 |server: &Server| matches!(server.stage, ServerStage::Ready(_, Use::BeingCanceled));
-            if server.is_some_and(|server| waits(server)) {
-                self.close_server(slot, "connect timeout");
+            if let Some(slot) = slot {
+                let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
+                if server.is_some_and(|server| waits(server)) {
+                    self.close_server(slot, "connect timeout");
+                }
             }
-            self.cancel_ended(key, "connect timeout");
+            self.cancel_ended(key, reason);
         }
     }
 }

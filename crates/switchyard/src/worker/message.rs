@@ -10,9 +10,10 @@ use switchyard_io::{Accepted, Key};
 use crate::clusters::Census;
 use crate::entries::Entry;
 use crate::hooks::{Host, Notice};
+use crate::peers::PeerPool;
 use crate::pools::{Order, SharedPool};
 use crate::worker::Worker;
-use crate::worker::cancel::Requester;
+use crate::worker::cancel_request::{Requester, Room};
 use crate::worker::close::Farewell;
 use crate::worker::console::gather::Gathering;
 
@@ -41,8 +42,10 @@ pub enum Message {
     CancelDone(Ticket, &'static str),
     /// The connection behind a cancel request is gone.
     CancelGone(Ticket),
-    /// A connection that carried a cancel request for this pool has ended: one that waits may go.
-    CancelRoom(Arc<SharedPool>),
+    /// A connection that carried a cancel request there has ended: one that waits may go.
+    CancelRoom(Room),
+    /// This is no peer any more.
+    PeerGone(Arc<PeerPool>),
     /// The cluster of an entry was published anew.
     View(Arc<Entry>),
     /// An entry is no cluster any more.
@@ -102,7 +105,8 @@ impl Worker {
             Message::CancelTaken(requester, pool) => self.cancel_taken(requester, pool),
             Message::CancelSent(requester, number) => self.cancel_sent(requester, number),
             Message::CancelGone(requester) => self.canceller_gone(requester),
-            Message::CancelRoom(pool) => self.go_on_canceling(&pool),
+            Message::CancelRoom(room) => self.go_on_canceling(&room),
+            Message::PeerGone(pool) => self.peer_gone(&pool),
             Message::CancelDone(requester, reason) => {
                 let key = Key::from_bits(requester.client);
                 self.close_client(key, reason, Farewell::Silent);

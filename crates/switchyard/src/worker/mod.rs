@@ -15,6 +15,8 @@ pub mod buffer;
 mod calls;
 mod cancel;
 mod cancel_key;
+mod cancel_peer;
+mod cancel_request;
 mod checkout;
 pub mod client;
 mod close;
@@ -142,7 +144,7 @@ pub struct Worker {
     inbox: Inbox<Message>,
     clients: Table<Box<Client>>,
     servers: Table<Slot>,
-    cancels: Table<cancel::Outgoing>,
+    cancels: Table<cancel_request::Outgoing>,
     /// Servers to be opened that wait for the address of their host, by number.
     naming: HashMap<u64, open::Opening, RandomState>,
     listeners: Vec<accept::Listening>,

@@ -50,7 +50,7 @@ impl Opening {
 }
 
 /// Whether a host stands for a directory with a unix socket.
-fn is_directory(host: &str) -> bool {
+pub(super) fn is_directory(host: &str) -> bool {
     host.starts_with('/') || host.starts_with('@')
 }
 
@@ -106,7 +106,9 @@ impl Worker {
     /// Answer of a name lookup; without addresses it has failed.
     pub(super) fn resolved(&mut self, number: u64, mut addresses: Vec<SocketAddr>) {
         // It may have been given up meanwhile.
-        let Some(mut opening) = self.naming.remove(&number) else { return };
+        let Some(mut opening) = self.naming.remove(&number) else {
+            return self.peer_resolved(number, &addresses);
+        };
         if addresses.is_empty() {
             return self.give_up(&opening, "server DNS lookup failed");
         }

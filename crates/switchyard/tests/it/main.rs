@@ -28,6 +28,7 @@ mod login;
 mod losses;
 mod misuse;
 mod patroni;
+mod peers;
 mod planned;
 mod pools;
 mod process;

@@ -229,7 +229,7 @@ impl Worker {
             Show::Clients | Show::Servers | Show::Sockets | Show::ActiveSockets | Show::Fds => {
                 Question::Connections(show)
             }
-            Show::Pools | Show::Lists | Show::Mem => Question::Counts(show),
+            Show::Pools | Show::Lists | Show::Mem | Show::PeerPools => Question::Counts(show),
             _ => {
                 let rows = self.rows(show);
                 self.answer(key, show, rows);

@@ -1,5 +1,6 @@
 //! Rows of SHOW CLIENTS and SHOW SERVERS.
 
+use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
 use switchyard_core::console::Show;
@@ -9,7 +10,7 @@ use switchyard_io::{Key, Peer, Remote};
 
 use crate::log::time_text;
 use crate::worker::Worker;
-use crate::worker::cancel::Progress;
+use crate::worker::cancel_request::{Outgoing, Progress};
 use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::console::tables::text;
 use crate::worker::server::{Server, Stage as ServerStage, Use, pointer};
@@ -121,17 +122,19 @@ impl Worker {
 
     /// What SHOW SERVERS says of a connection that carries a cancel request.
     pub(super) fn cancel_line(&self, key: Key, show: Show) -> Option<(u64, Row)> {
-        let outgoing = self.cancels.get(key).filter(|o| o.progress() != Progress::Waiting)?;
-        let slot = self.servers.get(outgoing.slot())?;
+        let outgoing = self.cancels.get(key)?;
+        let carrier = outgoing.remote()?;
+        let Some(slot) = outgoing.slot() else {
+            let mut row = self.peer_row(outgoing, carrier, show);
+            extend(&mut row, show, 0, 0);
+            return (show != Show::ActiveSockets).then(|| (outgoing.number(), row));
+        };
+        let slot = self.servers.get(slot)?;
         let server = slot.here.as_ref()?;
         let number = outgoing.number();
         let address = |number: u64| text(format!("{:#x}", pointer(number)));
         let mut row = self.row_of(server, "", false);
-        let state = match (outgoing.progress(), show) {
-            (Progress::Sent, _) => "active_cancel",
-            (_, Show::Servers) => "new",
-            (_, _) => "sv_login",
-        };
+        let state = cancel_state(outgoing.progress(), show);
         let at = SystemTime::now() - self.now.saturating_duration_since(outgoing.started());
         let (local, port) = match outgoing.local() {
             Some(address) => (text(address.ip()), text(address.port())),
@@ -154,6 +157,33 @@ impl Worker {
         changed.into_iter().for_each(|(index, value)| row[index] = value);
         extend(&mut row, show, 0, 0);
         (show != Show::ActiveSockets).then_some((number, row))
+    }
+
+    /// The same of one to a peer.
+    fn peer_row(&self, outgoing: &Outgoing, remote: &Remote, show: Show) -> Row {
+        let unix_port = outgoing.peer().and_then(|id| self.snapshot.config.peers.get(&id));
+        let unix_port = unix_port.map_or(0, |peer| peer.port);
+        let place = |address: Option<SocketAddr>| match address {
+            Some(address) => [text(address.ip()), text(address.port())],
+            None => [text("unix"), text(unix_port)],
+        };
+        let remote = match remote {
+            Remote::Tcp(address) => Some(*address),
+            Remote::Unix(_) => None,
+        };
+        let at = SystemTime::now() - self.now.saturating_duration_since(outgoing.started());
+        let address = |number: u64| text(format!("{:#x}", pointer(number)));
+        let mut row = ["S", "(nouser)", "(nodb)", "none"].map(text).to_vec();
+        row.push(text(cancel_state(outgoing.progress(), show)));
+        row.extend(place(remote));
+        row.extend(place(outgoing.local()));
+        row.extend([text(time_text(at)), text(time_text(at))]);
+        row.extend([0; 3].map(text));
+        row.push(address(outgoing.number()));
+        row.push(outgoing.linked().map_or(text(""), address));
+        row.extend(["0", "", "", "0"].map(text));
+        row.push(text(outgoing.number()));
+        row
     }
 
     fn row_of(&self, server: &Server, state: &str, stale: bool) -> Row {
@@ -198,6 +228,15 @@ impl Worker {
             text(statements),
             text(server.number),
         ]
+    }
+}
+
+/// State of a connection that carries a cancel request.
+fn cancel_state(progress: Progress, show: Show) -> &'static str {
+    match (progress, show) {
+        (Progress::Sent, _) => "active_cancel",
+        (_, Show::Servers) => "new",
+        (_, _) => "sv_login",
     }
 }
 

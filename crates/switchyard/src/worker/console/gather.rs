@@ -15,7 +15,7 @@ use crate::entries::Entry;
 use crate::pools::SharedPool;
 use crate::worker::client::Stage;
 use crate::worker::console::descriptors;
-use crate::worker::console::pools::{Parts, Tally};
+use crate::worker::console::pools::{Parts, PeerTallies, Tally};
 use crate::worker::message::Message;
 use crate::worker::{Todo, Worker};
 
@@ -24,7 +24,7 @@ use crate::worker::{Todo, Worker};
 pub enum Question {
     /// Rows of SHOW CLIENTS, SERVERS, SOCKETS, ACTIVE_SOCKETS or FDS.
     Connections(Show),
-    /// Numbers for SHOW POOLS, LISTS or MEM.
+    /// Numbers for SHOW POOLS, PEER_POOLS, LISTS or MEM.
     Counts(Show),
     /// Close the client with this number.
     KillClient(u64),
@@ -45,6 +45,8 @@ pub(super) struct Found {
     pub(super) rows: Vec<(u64, Row)>,
     pub(super) tallies: Tallies,
     pub(super) parts: Parts,
+    /// By peer.
+    pub(super) peers: PeerTallies,
     clients_killed: usize,
 }
 
@@ -128,12 +130,15 @@ impl Worker {
                 return;
             }
             Question::Counts(_) => {
-                let (tallies, parts) = (self.tallies(), self.parts());
+                let (tallies, parts, peers) = (self.tallies(), self.parts(), self.peer_tallies());
                 let mut found = gathering.lock();
                 for (pool, tally) in tallies {
                     found.tallies.entry(pool).or_default().add(&tally);
                 }
                 found.parts.add(&parts);
+                for (id, tally) in peers {
+                    found.peers.entry(id).or_default().add(tally);
+                }
             }
             Question::KillClient(number) => {
                 if self.kill_client(*number) {
@@ -222,6 +227,7 @@ impl Worker {
             Show::Pools => self.pool_rows(&found.tallies),
             Show::Lists => self.list_rows(&found.parts),
             Show::Mem => self.memory_rows(&found.parts),
+            Show::PeerPools => self.peer_pool_rows(&found.peers),
             Show::Fds => {
                 found.rows.sort_by_key(|(number, row)| (descriptors::rank(row), *number));
                 found.rows.into_iter().map(|(_, row)| row).collect()

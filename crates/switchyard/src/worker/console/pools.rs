@@ -1,5 +1,6 @@
-//! SHOW POOLS, SHOW LISTS and SHOW MEM, from what the workers counted.
+//! SHOW POOLS, PEER_POOLS, LISTS and MEM, from what the workers counted.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use switchyard_config::value::Value as _;
@@ -11,7 +12,7 @@ use crate::entries::Entry;
 use crate::pools::SharedPool;
 use crate::worker::Worker;
 use crate::worker::buffer::SPARE_SIZE;
-use crate::worker::cancel::Progress;
+use crate::worker::cancel_request::Progress;
 use crate::worker::client::{Activity, Client, Stage};
 use crate::worker::console::CONSOLE;
 use crate::worker::console::gather::{Tallies, address};
@@ -48,6 +49,28 @@ impl Tally {
         self.cancels_waiting -= part.cancels_waiting;
         self.being_canceled -= part.being_canceled;
         self.testing -= part.testing;
+    }
+}
+
+/// Cancel requests for clients of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PeerTally {
+    /// With the peer.
+    sent: usize,
+    /// Without a connection.
+    waiting: usize,
+    /// On a connection that is being made.
+    opening: usize,
+}
+
+/// By id of the peer.
+pub(super) type PeerTallies = BTreeMap<u32, PeerTally>;
+
+impl PeerTally {
+    pub(super) fn add(&mut self, other: PeerTally) {
+        self.sent += other.sent;
+        self.waiting += other.waiting;
+        self.opening += other.opening;
     }
 }
 
@@ -141,13 +164,16 @@ impl Worker {
             }
         }
         for (_, outgoing) in self.cancels.iter() {
-            let Some(slot) = self.servers.get(outgoing.slot()) else { continue };
+            let slot = outgoing.slot().and_then(|slot| self.servers.get(slot));
+            let Some(slot) = slot else { continue };
             let lane = slot.here.as_ref().map(|server| server.lane);
             let tally = tallies.entry((address(&slot.pool), lane)).or_default();
             match outgoing.progress() {
-                Progress::Waiting | Progress::Connecting | Progress::Asked | Progress::Shaking => {
-                    tally.cancels_waiting += 1
-                }
+                Progress::Waiting
+                | Progress::Naming
+                | Progress::Connecting
+                | Progress::Asked
+                | Progress::Shaking => tally.cancels_waiting += 1,
                 Progress::Sent => tally.cancels_active += 1,
             }
         }
@@ -188,6 +214,33 @@ impl Worker {
         rows
     }
 
+    pub(super) fn peer_tallies(&self) -> PeerTallies {
+        let mut tallies = PeerTallies::new();
+        for (_, outgoing) in self.cancels.iter() {
+            let Some(id) = outgoing.peer() else { continue };
+            let tally = tallies.entry(id).or_default();
+            match outgoing.progress() {
+                Progress::Waiting => tally.waiting += 1,
+                Progress::Sent => tally.sent += 1,
+                Progress::Naming | Progress::Connecting | Progress::Asked | Progress::Shaking => {
+                    tally.opening += 1
+                }
+            }
+        }
+        tallies
+    }
+
+    pub(super) fn peer_pool_rows(&self, tallies: &PeerTallies) -> Vec<Row> {
+        let row = |id: u32| {
+            let tally = tallies.get(&id).copied().unwrap_or_default();
+            let PeerTally { sent, waiting, opening } = tally;
+            let mut row = vec![text(id)];
+            row.extend([sent, waiting + opening, sent, opening].map(text));
+            row
+        };
+        self.shared.peers.ids().into_iter().map(row).collect()
+    }
+
     pub(super) fn list_rows(&self, parts: &Parts) -> Vec<Row> {
         let pools = self.shared.pools();
         let now = Instant::now();
@@ -201,7 +254,7 @@ impl Worker {
             ("users", self.user_rows().len()),
             ("peers", self.snapshot.config.peers.len()),
             ("pools", pools.len() + 1),
-            ("peer_pools", 0),
+            ("peer_pools", self.shared.peers.ids().len()),
             ("free_clients", 0),
             ("used_clients", parts.clients),
             ("login_clients", parts.logins),

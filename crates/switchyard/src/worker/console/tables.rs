@@ -53,9 +53,8 @@ impl Worker {
             Show::Totals => self.totals_rows(),
             Show::Parameter(_, value) => vec![vec![text(value)]],
             Show::DnsHosts => self.name_rows(),
-            // Cancel requests are not passed on to peers, and zones of names are not asked about:
-            // there is nothing to show.
-            Show::PeerPools | Show::DnsZones => Vec::new(),
+            // Zones of names are not asked about: there is nothing to show.
+            Show::DnsZones => Vec::new(),
             Show::Help
             | Show::Pools
             | Show::Clients
@@ -64,6 +63,7 @@ impl Worker {
             | Show::ActiveSockets
             | Show::Fds
             | Show::Lists
+            | Show::PeerPools
             | Show::Mem => Vec::new(),
         }
     }

@@ -88,7 +88,8 @@ impl Worker {
             Version::V3_0 => Length::Short,
             Version::V3_2 => Length::Long,
         };
-        let Some(minted) = cancel_key::mint(length, &mut self.random) else {
+        let own = self.snapshot.peer_id();
+        let Some(minted) = cancel_key::mint(length, own, &mut self.random) else {
             return self.close_client(key, "bouncer config error", Farewell::fatal());
         };
         client.key = minted;
@@ -106,7 +107,8 @@ impl Worker {
     pub(super) fn enter_console(&mut self, key: Key, rights: Rights) {
         let ticket = self.ticket(key);
         let Some(client) = self.clients.get_mut(key) else { return };
-        let Some(minted) = cancel_key::mint(Length::Short, &mut self.random) else {
+        let own = self.snapshot.peer_id();
+        let Some(minted) = cancel_key::mint(Length::Short, own, &mut self.random) else {
             return self.close_client(key, "bouncer config error", Farewell::fatal());
         };
         client.key = minted;
