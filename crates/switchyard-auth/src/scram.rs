@@ -487,6 +487,33 @@ mod tests {
     }
 
     #[test]
+    fn nonces_are_those_of_this_exchange() {
+        let client = || {
+            let credential = Credential::Password(b"pw"[..].into());
+            ClientExchange::new(credential, "abc".into(), Binding::Impossible)
+        };
+        for (nonce, error) in [
+            ("abcdef", None),
+            ("abc", Some(ScramError::Nonce)),
+            ("other", Some(ScramError::Nonce)),
+            ("", Some(ScramError::Nonce)),
+        ] {
+            let first = format!("r={nonce},s=c2FsdA==,i=7");
+            assert_eq!(client().last(first.as_bytes()).err(), error, "{nonce}");
+        }
+        // The right answer to another question.
+        let stored = || keys(b"pw", b"salt", 7).stored(b"salt".to_vec(), 7);
+        let start = |nonce: &str| {
+            let first = client().first();
+            ServerExchange::start(stored(), Outcome::Possible, &first, nonce, &Binding::Impossible)
+        };
+        let (_, heard) = start("def").expect("a first message");
+        let (server, _) = start("ghi").expect("a first message");
+        let answer = client().last(&heard).expect("an answer");
+        assert_eq!(server.finish(&answer).err(), Some(ScramError::Nonce));
+    }
+
+    #[test]
     fn bindings_have_to_fit() {
         let hash = |byte| Binding::Used(vec![byte; 32]);
         let check = |ours: Binding, theirs: Binding, expected: &str| {
