@@ -89,9 +89,17 @@ pub fn reload(shared: &Arc<Shared>) -> bool {
     tls.is_some()
 }
 
-/// Applies a setting that was changed by itself. Answers whether it is in force: TLS settings
-/// may be unusable, and the old ones stay then.
-pub fn apply(shared: &Arc<Shared>, config: Config, key: &str) -> bool {
+/// Which TLS set-up is in force after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The one of the settings.
+    InForce,
+    /// The old one, because the settings cannot be used.
+    Old,
+}
+
+/// Applies a setting that was changed by itself.
+pub fn apply(shared: &Arc<Shared>, config: Config, key: &str) -> Renewal {
     let old = shared.snapshot();
     let renewed = key.contains("_tls_") || key.contains("_tls13_");
     let tls = if renewed { load_tls(&config, &shared.log) } else { Some(Arc::clone(&old.tls)) };
@@ -108,7 +116,7 @@ pub fn apply(shared: &Arc<Shared>, config: Config, key: &str) -> bool {
     shared.replace_snapshot(options::snapshot(config, access, kept, old.mock_key));
     define_entries(shared);
     recycle_for_tls(shared, &old);
-    tls.is_some()
+    if tls.is_some() { Renewal::InForce } else { Renewal::Old }
 }
 
 /// The TLS set-up for a configuration, from the files as they are. What is wrong with it goes to

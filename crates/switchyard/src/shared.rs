@@ -26,6 +26,7 @@ use crate::options;
 use crate::oracle::{Knowledge, Upcoming};
 use crate::peers::Peers;
 use crate::pools::{Order, SharedPool};
+use crate::reload::Renewal;
 use crate::rules::NativeRules;
 use crate::services::Services;
 use crate::sharing::Sharing;
@@ -45,6 +46,11 @@ pub enum Loaded {
     Anew,
     /// Nothing of them has changed.
     AsBefore,
+}
+
+/// Whether a setting changes which functions run, or how.
+fn concerns_hooks(key: &str) -> bool {
+    key.starts_with("hook_") || key.ends_with("_py_module_file")
 }
 
 /// State shared by all threads.
@@ -254,13 +260,20 @@ impl Shared {
         crate::reload::reload(self)
     }
 
-    /// Puts settings in force that change the hooks.
-    pub fn set_hooks(self: &Arc<Self>, config: Config) -> Result<(), String> {
+    /// Sets a key from a value that is known to be one, in turn with reloads: neither undoes the
+    /// other. Answers what of the TLS settings is in force; the error is that of the hooks.
+    pub fn set(self: &Arc<Self>, key: &str, value: &str) -> Result<Renewal, String> {
         let _alone = lock(&self.reloading);
-        let loaded = self.load_hooks(&config)?;
-        crate::reload::apply(self, config, "");
+        let mut config = self.snapshot().config.clone();
+        // A value that is none was refused before anybody waited.
+        let _ = config.settings.set(key, value);
+        let loaded = match concerns_hooks(key) {
+            true => self.load_hooks(&config)?,
+            false => Loaded::AsBefore,
+        };
+        let renewal = crate::reload::apply(self, config, key);
         crate::reload::check_keys(self, loaded);
-        Ok(())
+        Ok(renewal)
     }
 
     /// Servers of an entry are not used again; what clients are welcomed with is asked for anew.

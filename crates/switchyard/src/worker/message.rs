@@ -16,6 +16,7 @@ use crate::worker::Worker;
 use crate::worker::cancel_request::{Requester, Room};
 use crate::worker::close::Farewell;
 use crate::worker::console::gather::Gathering;
+use crate::worker::console::set::Outcome;
 
 /// A message to a worker.
 #[derive(Debug)]
@@ -68,8 +69,8 @@ pub enum Message {
     Kill(Arc<Entry>, &'static str),
     /// A reload that a console asked for has ended; whether the file was valid.
     Reloaded(Ticket, bool),
-    /// Modules that a console has set are loaded, or not: the answer's tag, or Python's error.
-    HooksSet(Ticket, Result<String, String>),
+    /// A SET of a console is in force, or not.
+    Set(Ticket, Outcome),
     /// A SUSPEND has ended.
     WakeUp,
     /// Close the TCP listeners, or all of them.
@@ -131,7 +132,7 @@ impl Worker {
             Message::Gathered(console, gathering) => self.gathered(console, &gathering),
             Message::Kill(entry, reason) => self.kill(&entry, reason),
             Message::Reloaded(console, valid) => self.reloaded(console, valid),
-            Message::HooksSet(console, done) => self.hooks_set(console, done),
+            Message::Set(console, done) => self.value_set(console, done),
             Message::Rehome(entry) => self.rehome_waiting(&entry),
             Message::WakeUp => self.wake_up(),
             Message::StopListening(which) => self.stop_listening(which),

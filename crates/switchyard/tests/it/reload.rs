@@ -291,3 +291,27 @@ fn an_end_that_waits_for_clients_lets_them_work() -> io::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_set_and_a_reload_at_the_same_time_do_not_undo_each_other() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let lab = lab("db = @ dbname=postgres", "")?;
+    let many: String = (0..50_000).map(|n| format!("\"user{n}\" \"secret{n}\"\n")).collect();
+    lab.place.write("many", &format!("\"postgres\" \"secret\"\n{many}"))?;
+    for round in 1..=10 {
+        let mut console = lab.session("pgbouncer")?;
+        // Reading that many users takes longer than the reload.
+        let set = std::thread::spawn(move || console.run("set auth_file = 'many'"));
+        lab.reload(
+            &format!("db{round} = @ dbname=postgres"),
+            &format!("max_client_conn = 5{round}"),
+        )?;
+        set.join().map_err(|_| io::Error::other("a panic"))??;
+        assert_eq!(lab.config("max_client_conn")?, format!("max_client_conn|5{round}|100|yes"));
+        let names = lab.console("show databases")?;
+        assert!(names.contains(&format!("db{round}|")), "{round} {names}");
+    }
+    Ok(())
+}

@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use switchyard_config::settings::{SetError, Taken};
 use switchyard_core::console::{Command, Show, Shutdown, tables};
 use switchyard_core::lifecycle::Phase;
 use switchyard_io::Key;
 
 use crate::entries::{Admission, Entry};
 use crate::log::Level;
-use crate::reload;
 use crate::worker::Worker;
 use crate::worker::console::gather::{Gathering, Question};
-use crate::worker::console::hooks::concerns_hooks;
 use crate::worker::console::{CONSOLE, Done, Rights, Wait};
 use crate::worker::message::Message;
 
@@ -85,37 +82,6 @@ impl Worker {
         }
         self.named(&name, verb)?.set_admission(admission);
         Ok(Some(word))
-    }
-
-    fn set(&mut self, key: Key, name: &str, value: &str) -> Done {
-        // What others have set since this worker last looked must stay.
-        let mut config = self.shared.snapshot().config.clone();
-        let line = match config.settings.set(name, value) {
-            Ok(Taken::Applied) if concerns_hooks(name) => {
-                return self.set_hooks(key, config, format!("SET {name}={value}"));
-            }
-            Ok(taken) => {
-                match taken {
-                    Taken::Applied => {
-                        if !reload::apply(&self.shared, config, name) {
-                            let text = "TLS settings could not be applied, \
-                                        still using old configuration";
-                            self.notice(key, text, None);
-                        }
-                    }
-                    Taken::Ignored => {
-                        let text = format!("SET ignored: {name} is read at start only");
-                        self.notice(key, &text, None);
-                    }
-                }
-                self.complete(key, &format!("SET {name}={value}"));
-                return Ok(None);
-            }
-            Err(SetError::Unknown) => format!("unknown parameter: pgbouncer/{name}"),
-            Err(SetError::Invalid) => format!("invalid value \"{value}\" for parameter {name}"),
-        };
-        self.shared.log.write(Level::Error, &line);
-        Err("SET failed".into())
     }
 
     /// Reading files and loading hooks takes its time, which is not this worker's.

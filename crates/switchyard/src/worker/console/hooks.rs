@@ -1,17 +1,11 @@
-//! SHOW HOOKS, and SET of what the hooks are made of.
+//! SHOW HOOKS.
 
-use std::sync::Arc;
-
-use switchyard_config::Config;
 use switchyard_core::console::tables::Row;
-use switchyard_core::ids::Ticket;
-use switchyard_io::Key;
 
 use crate::hooks::stats::Hook;
-use crate::log::{Level, time_text};
+use crate::log::time_text;
+use crate::worker::Worker;
 use crate::worker::console::tables::text;
-use crate::worker::console::{Done, Wait};
-use crate::worker::{Message, Todo, Worker};
 
 /// A native rule: how often it has decided.
 fn rule_row(section: &str, (name, rule, count): (&str, &str, u64)) -> Row {
@@ -30,11 +24,6 @@ fn counter_row((name, count): (String, u64)) -> Row {
     row.extend((0..9).map(|_| text(0)));
     row.extend([text(""), text(0)]);
     row
-}
-
-/// Whether a setting changes which functions run, or how.
-pub(super) fn concerns_hooks(name: &str) -> bool {
-    name.starts_with("hook_") || name.ends_with("_py_module_file")
 }
 
 impl Worker {
@@ -85,31 +74,5 @@ impl Worker {
         }
         rows.extend(stats.counters().into_iter().map(counter_row));
         rows
-    }
-
-    /// Loading modules takes its time, which is not this worker's.
-    pub(super) fn set_hooks(&mut self, key: Key, config: Config, tag: String) -> Done {
-        let (shared, ticket) = (Arc::clone(&self.shared), self.ticket(key));
-        std::thread::spawn(move || {
-            let done = shared.set_hooks(config).map(|()| tag);
-            shared.send(ticket.worker, Message::HooksSet(ticket, done));
-        });
-        self.wait(key, Wait::Workers)
-    }
-
-    /// The modules of a SET are loaded, or not.
-    pub(in crate::worker) fn hooks_set(&mut self, console: Ticket, done: Result<String, String>) {
-        let key = Key::from_bits(console.client);
-        if let Err(error) = &done {
-            self.shared.log.write(Level::Error, &format!("hooks not loaded: {error}"));
-        }
-        if !self.stop_waiting(key) {
-            return;
-        }
-        match done {
-            Ok(tag) => self.complete(key, &tag),
-            Err(_) => self.fail(key, "SET failed"),
-        }
-        self.todo.push_back(Todo::Client(key));
     }
 }

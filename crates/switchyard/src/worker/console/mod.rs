@@ -14,6 +14,7 @@ pub mod gather;
 mod hooks;
 mod kill;
 mod pools;
+pub mod set;
 mod stats;
 pub mod suspend;
 mod tables;
