@@ -121,8 +121,9 @@ impl Stage {
         let nodes = self.cluster.nodes().iter().chain(&self.singles);
         let (mut pids, mut directories) = (vec![self.pooler.pid().to_string()], Vec::new());
         for node in nodes {
-            // A killed node has left its file behind; kill tolerates a process that is gone.
-            pids.extend(node.pid().ok());
+            // A killed node has left its file behind.
+            let running = |pid: &String| Path::new(&format!("/proc/{pid}")).exists();
+            pids.extend(node.pid().ok().filter(running));
             directories.push(node.socket_dir().display().to_string());
         }
         directories.extend(self.pooler.ini().parent().map(|path| path.display().to_string()));
@@ -137,7 +138,7 @@ impl Stage {
         ] {
             println!("  psql -h 127.0.0.1 -p {port} -U postgres {database} -c '{sql}'");
         }
-        println!("To end it:\n  kill {}; rm -r {}", pids.join(" "), directories.join(" "));
+        println!("To end it:\n  kill {}; rm -rf {}", pids.join(" "), directories.join(" "));
         std::mem::forget(self);
     }
 }
