@@ -12,7 +12,7 @@ use switchyard_auth::ident::IdentMaps;
 use switchyard_auth::secret::{Known, Secret};
 use switchyard_auth::userlist;
 use switchyard_config::settings::Settings;
-use switchyard_config::{AuthType, Config};
+use switchyard_config::{AuthType, Config, reason};
 
 use crate::log::{Level, Log};
 
@@ -80,12 +80,6 @@ impl Access {
         };
         relevant(old) != relevant(new)
     }
-}
-
-/// Why a file could not be opened, as the system says it.
-fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 fn named(path: Option<&str>) -> Option<&str> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
-use switchyard_config::PoolMode;
+use switchyard_config::{PoolMode, reason};
 use switchyard_core::ids::{LaneId, Ticket, WorkerId};
 use switchyard_core::names::Terms;
 use switchyard_core::pool::{self, LaneRole};
@@ -88,7 +88,7 @@ impl Shared {
     }
 
     fn complain(&self, what: &str, path: &std::path::Path, error: &std::io::Error) {
-        let line = format!("cannot write {what} {}: {error}", path.display());
+        let line = format!("cannot write {what} {}: {}", path.display(), reason(error));
         self.log.write(Level::Error, &line);
     }
 }

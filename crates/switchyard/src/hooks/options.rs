@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use switchyard_config::reason;
 use switchyard_config::settings::Settings;
 
 /// Setting's word for a hook that is off.
@@ -60,7 +61,7 @@ impl Module {
         let path = std::path::absolute(&path).unwrap_or(path);
         let data = std::fs::metadata(&path).ok();
         let stamp = data.map(|data| (data.mtime(), data.mtime_nsec(), data.ino(), data.size()));
-        let source = std::fs::read(&path).map_err(|error| format!("{setting}: {error}"));
+        let source = std::fs::read(&path).map_err(|error| format!("{setting}: {}", reason(&error)));
         Module { file: setting.to_owned(), path, source, stamp }
     }
 

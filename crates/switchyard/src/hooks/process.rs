@@ -8,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use switchyard_config::reason;
+
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use switchyard_core::hook::desk::Takes;
@@ -132,7 +134,8 @@ impl Process {
     pub(super) fn start(kit: &Kit<'_>, takes: Takes) -> Result<Self, String> {
         let options = kit.options;
         let message = start_message(kit, takes)?;
-        let text = |error: io::Error| format!("cannot start {}: {error}", options.python);
+        let text =
+            |error: io::Error| format!("cannot start {}: {}", options.python, reason(&error));
         let (control, theirs) = UnixStream::pair().map_err(text)?;
         let (output, printed) = io::pipe().map_err(text)?;
         let errors = printed.try_clone().map_err(text)?;

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use switchyard_config::reason;
 use switchyard_core::switchover::probe::{Failure, FailureKind};
 use switchyard_core::switchover::topology::Endpoint;
 use switchyard_wire::build;
@@ -43,7 +44,7 @@ pub(super) fn lost(error: &io::Error) -> Failure {
     if error.kind() == io::ErrorKind::UnexpectedEof {
         return failure(kind, "the server closed the connection");
     }
-    failure(kind, error.to_string())
+    failure(kind, reason(error))
 }
 
 impl Way {

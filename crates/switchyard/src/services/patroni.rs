@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use switchyard_config::HttpUrl;
+use switchyard_config::{HttpUrl, reason};
 use switchyard_core::switchover::cluster::Cluster;
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::topology::Endpoint;
@@ -171,7 +171,7 @@ async fn ask(
     patience: Duration,
 ) -> Result<Answer, String> {
     let asking = async {
-        let lost = |error: std::io::Error| error.to_string();
+        let lost = |error: std::io::Error| reason(&error);
         let mut stream = TcpStream::connect((url.host.as_str(), url.port)).await.map_err(lost)?;
         let authority = url.authority();
         // Version 1.0: nobody answers in chunks, or keeps the connection.

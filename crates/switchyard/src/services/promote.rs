@@ -5,7 +5,7 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use switchyard_config::HttpUrl;
+use switchyard_config::{HttpUrl, reason};
 use switchyard_core::switchover::topology::Endpoint;
 use tokio::time::timeout;
 
@@ -98,7 +98,7 @@ fn by_program(words: &[String], deadline: Instant) -> Result<(), String> {
     let (program, arguments) = words.split_first().ok_or("promote_command is empty")?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
+    let mut child = command.spawn().map_err(|error| format!("{program}: {}", reason(&error)))?;
     let errors = child.stderr.take();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
@@ -118,7 +118,7 @@ fn by_program(words: &[String], deadline: Instant) -> Result<(), String> {
                 let _ = child.wait();
                 return Err(format!("{program} has not ended in time"));
             }
-            Err(error) => return Err(format!("{program}: {error}")),
+            Err(error) => return Err(format!("{program}: {}", reason(&error))),
         }
     };
     if status.success() {

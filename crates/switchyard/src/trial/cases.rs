@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use switchyard_config::reason;
+
 /// What a case expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
@@ -30,8 +32,8 @@ pub(super) struct Case {
 
 /// Reads a file.
 pub(super) fn read(path: &Path) -> Result<Vec<Case>, String> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("{}: {}", path.display(), reason(&error)))?;
     parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
