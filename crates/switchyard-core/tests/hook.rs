@@ -45,6 +45,7 @@ struct Process {
     id: HandId,
     takes: Takes,
     call: Option<(CallId, Instant)>,
+    last: u64,
 }
 
 struct World {
@@ -64,6 +65,7 @@ impl World {
             id: HandId(id),
             takes: if id == 0 { Takes::FastOnly } else { Takes::Both },
             call: None,
+            last: 0,
         };
         World {
             now: Instant::now(),
@@ -107,6 +109,7 @@ impl World {
         assert!(self.begun.insert(id), "{id:?} was begun twice");
         assert!(!self.ended.contains_key(&id), "{id:?} was begun after its end");
         process.call = Some((id, self.now));
+        process.last = id.0;
     }
 
     fn finish(&mut self, index: usize) {
@@ -138,6 +141,7 @@ impl World {
                 id: process.id,
                 takes: process.takes,
                 holds: process.call.map_or(Holds::Nothing, |(id, _)| Holds::Ours(id)),
+                last: process.last,
             })
             .collect();
         self.desk.looked(self.now, &hands);
@@ -250,6 +254,26 @@ fn a_call_that_runs_too_long_ends_its_process() {
     }
     assert_eq!(world.ended.get(&CallId(1)), Some(&"failed"));
     assert_ne!(world.processes[1].id, before);
+}
+
+#[test]
+fn a_process_that_takes_nothing_is_woken_and_then_ended() {
+    let mut world = World::new();
+    world.step(&Step::Ask(1));
+    world.step(&Step::HandOver(9));
+    world.step(&Step::Later(6));
+    let before: Vec<HandId> = world.processes.iter().map(|process| process.id).collect();
+    assert_eq!(world.queues[0].len(), 1);
+    world.step(&Step::Later(6));
+    assert!(world.queues[0].is_empty(), "it is handed over once more, which wakes another");
+    world.step(&Step::HandOver(9));
+    for _ in 0..40 {
+        world.step(&Step::Later(6));
+        world.step(&Step::HandOver(9));
+    }
+    assert_eq!(world.ended.get(&CallId(1)), Some(&"failed"));
+    let ids = world.processes.iter().map(|process| process.id);
+    assert!(ids.zip(&before).all(|(id, before)| id != *before), "all of them slept");
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub struct Hand {
     pub takes: Takes,
     /// What it holds.
     pub holds: Holds,
+    /// The call that it has begun last, whose ever it was.
+    pub last: u64,
 }
 
 /// Why a call failed.
@@ -121,9 +123,17 @@ enum Stand {
 
 #[derive(Clone, Copy, Debug)]
 struct Watched {
-    id: HandId,
-    holds: Holds,
+    hand: Hand,
     since: Instant,
+}
+
+impl Watched {
+    /// Whether it has begun nothing for so long, although it may take calls of this class.
+    fn is_asleep(&self, class: Class, now: Instant, long: Duration) -> bool {
+        let takes = class == Class::Fast || self.hand.takes == Takes::Both;
+        let idle = self.hand.holds == Holds::Nothing;
+        takes && idle && now.saturating_duration_since(self.since) >= long
+    }
 }
 
 /// Whether the queues take more.
@@ -152,6 +162,7 @@ pub struct Desk {
     effects: VecDeque<Effect>,
     looked: Option<Instant>,
     asked_for_more: Option<Instant>,
+    woken: Option<Instant>,
 }
 
 /// Age of a call at which the processes are looked at, and time between two looks.
@@ -181,6 +192,7 @@ impl Desk {
             effects: VecDeque::new(),
             looked: None,
             asked_for_more: None,
+            woken: None,
         }
     }
 
@@ -254,9 +266,9 @@ impl Desk {
         self.looked = Some(now);
         let before = std::mem::take(&mut self.watched);
         for hand in hands {
-            let known = before.iter().find(|w| w.id == hand.id && w.holds == hand.holds);
+            let known = before.iter().find(|watched| watched.hand == *hand);
             let since = known.map_or(now, |watched| watched.since);
-            self.watched.push(Watched { id: hand.id, holds: hand.holds, since });
+            self.watched.push(Watched { hand: *hand, since });
         }
         self.judge_running(now);
         self.judge_waiting(now, hands);
@@ -264,7 +276,7 @@ impl Desk {
 
     /// A process has ended, and its results have been taken; what it held.
     pub fn died(&mut self, hand: HandId, held: Option<CallId>) {
-        self.watched.retain(|watched| watched.id != hand);
+        self.watched.retain(|watched| watched.hand.id != hand);
         if let Some(id) = held {
             self.fail(id, Failure::Died);
         }
@@ -402,7 +414,7 @@ impl Desk {
     }
 
     fn judge_running(&mut self, now: Instant) {
-        for Watched { id: hand, holds, since } in self.watched.clone() {
+        for Watched { hand: Hand { id: hand, holds, .. }, since } in self.watched.clone() {
             let ran = now.saturating_duration_since(since);
             if holds == Holds::Nothing || ran < SLOW {
                 continue;
@@ -416,21 +428,24 @@ impl Desk {
                 if let Holds::Ours(id) = holds {
                     self.fail(id, Failure::Ran);
                 }
-                self.watched.retain(|watched| watched.id != hand);
+                self.watched.retain(|watched| watched.hand.id != hand);
                 self.effects.push_back(Effect::Kill(hand));
             }
         }
     }
 
     fn judge_waiting(&mut self, now: Instant, hands: &[Hand]) {
-        let held: Vec<CallId> = self.watched.iter().filter_map(|w| w.holds.ours()).collect();
-        let (mut late, mut crowded, mut lying) = (Vec::new(), [false; 2], false);
+        let held: Vec<CallId> = self.watched.iter().filter_map(|w| w.hand.holds.ours()).collect();
+        let (mut late, mut crowded) = (Vec::new(), [false; 2]);
+        let (mut lying, mut unheard) = ([false; 2], [false; 2]);
         for (id, open) in self.open_calls().filter(|(id, _)| !held.contains(id)) {
             let age = now.saturating_duration_since(open.asked);
+            let lies = open.stand == Stand::HandedOver;
             crowded[open.class as usize] |= age > CROWDED;
+            unheard[open.class as usize] |= lies && age > CROWDED;
             if self.options.timeout.is_some_and(|timeout| age > timeout) {
                 late.push(id);
-                lying |= open.stand == Stand::HandedOver;
+                lying[open.class as usize] |= lies;
             }
         }
         let idle = |class: Class| {
@@ -444,9 +459,27 @@ impl Desk {
             self.effects.push_back(Effect::More);
         }
         late.into_iter().for_each(|id| self.fail(id, Failure::Waited));
-        if lying {
+        let wakes = !self.woken.is_some_and(recently) && self.sleeper(now, LOOK, unheard).is_some();
+        if wakes || lying != [false; 2] {
+            self.woken = Some(now);
             self.effects.push_back(Effect::TakeBack);
         }
+        // Who has begun nothing while calls lay in front of it for all their time never will.
+        let long = self.options.timeout.unwrap_or_default() / 2;
+        while let Some(hand) = self.sleeper(now, long, lying) {
+            self.watched.retain(|watched| watched.hand.id != hand);
+            self.effects.push_back(Effect::Kill(hand));
+        }
+    }
+
+    /// A process that has begun nothing for so long, although calls of one of these classes lie in
+    /// front of it. The kernel may have woken one that cannot run, while others sleep.
+    fn sleeper(&self, now: Instant, long: Duration, classes: [bool; 2]) -> Option<HandId> {
+        let asleep = |watched: &&Watched| {
+            let classes = [Class::Fast, Class::Slow].into_iter().filter(|c| classes[*c as usize]);
+            classes.into_iter().any(|class| watched.is_asleep(class, now, long))
+        };
+        self.watched.iter().find(asleep).map(|watched| watched.hand.id)
     }
 }
 

@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_DOUBLINGS: u32 = 6;
 /// Failures in a row for which calls wait for the next process.
 const HOPEFUL: u32 = 3;
-/// A process that lived longer was no failure of its start.
+/// A process that lived longer, or that has finished a call, was no failure of its start.
 const PROVEN: Duration = Duration::from_millis(500);
 /// Idle time after which an additional process ends.
 const IDLE: Duration = Duration::from_secs(60);
@@ -453,7 +453,8 @@ impl Keeper {
             Stage::Ready => {
                 let text = format!("the interpreter ended: {how}");
                 self.note_end(now, pid, &how);
-                if now.duration_since(kept.since) < PROVEN {
+                let served = kept.process.journal.has_served();
+                if now.duration_since(kept.since) < PROVEN && !served {
                     self.slow_down(now);
                 } else {
                     self.failures = 0;

@@ -136,6 +136,7 @@ impl Attic {
 pub struct Journal(File);
 
 const STATE_AT: u64 = 16;
+const SERVED_AT: u64 = 17;
 const FRAME_AT: u64 = 64;
 const ARENA_AT: u64 = 65_536;
 const JOURNAL_LEN: u64 = ARENA_AT + 192 * 1024;
@@ -157,6 +158,13 @@ impl Journal {
             Some((id, owner)) => Holds::Other(id.0 << 16 | u64::from(owner)),
             None => Holds::Nothing,
         }
+    }
+
+    /// Whether it has finished a call.
+    pub fn has_served(&self) -> bool {
+        let mut bytes = [0; SERVED_AT as usize + 1];
+        let read = self.0.read_exact_at(&mut bytes, 0).is_ok();
+        read && (bytes[SERVED_AT as usize] != 0 || bytes[..4] != [0; 4])
     }
 
     /// The call that was received last, and its loop; it may be finished.

@@ -17,6 +17,7 @@ ARENA = struct.Struct("<IH")
 VERDICT, SHADOW = 0, 1
 IN_TRANSACTION, IN_FILE, NO_REWRITE, NO_ROUTE = 1, 2, 4, 8
 STATE, STATE_RUNNING, STATE_SHADOW = 16, 1, 2
+SERVED = 17
 FRAME_AT, FRAME_MAX = 64, 65472
 ARENA_AT = FRAME_AT + FRAME_MAX
 BATCH, LINGER = 8, 0.00005
@@ -442,6 +443,7 @@ class Process:
         if self.kept:
             self.outs[self.kept_for].sendall(self.view[ARENA_AT:ARENA_AT + self.kept])
             self.kept = self.kept_count = 0
+            self.view[SERVED] = 1
             ARENA.pack_into(self.journal, 0, 0, 0)
 
     def give(self, loop, frame):

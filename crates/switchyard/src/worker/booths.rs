@@ -248,6 +248,7 @@ impl Booths {
                 id: hand.id,
                 takes: hand.takes,
                 holds: hand.journal.holds(home),
+                last: hand.journal.last().map_or(0, |(id, owner)| id.0 << 16 | u64::from(owner)),
             })
             .collect();
         booth.desk.looked(now, &hands);
