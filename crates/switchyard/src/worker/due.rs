@@ -13,6 +13,7 @@ use switchyard_io::Key;
 
 use crate::worker::Worker;
 use crate::worker::client::{Activity, Client, Place, Stage};
+use crate::worker::hooking::Asking;
 use crate::worker::server::Stage as ServerStage;
 
 /// How long the last bytes to a client are kept for one that does not read.
@@ -88,8 +89,11 @@ impl Worker {
         if let Some(limit) = self.snapshot.shortest {
             look.again(self.now + limit);
         }
+        // Who waits for a function has something to do, and that has a time limit of its own.
+        let asks = matches!(client.asking, Asking::Asked(..));
         let settings = &self.snapshot.config.settings;
         match activity {
+            Activity::Idle if asks => {}
             Activity::Idle => self.look_at_idle(look, client, place, client.active),
             Activity::Waiting => {
                 let (query, notice) = (client.query_since, client.notice);
@@ -117,12 +121,13 @@ impl Worker {
         let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
         let Some(server) = server.filter(|_| self.snapshot.shortest.is_some()) else { return };
         let ServerStage::Ready(link, _) = &server.stage else { return };
-        if link.is_free() {
+        let asks = matches!(client.asking, Asking::Asked(..));
+        if link.is_free() && !asks {
             return self.look_at_idle(look, client, place, client.active.max(server.heard));
         }
         let limits = self.with_overrides(client, place, |own| WorkLimits {
             query: own.query_timeout(),
-            idle: own.idle_transaction_timeout(),
+            idle: if asks { Duration::ZERO } else { own.idle_transaction_timeout() },
             transaction: own.transaction_timeout(),
         });
         let (query, transaction) = (client.query_since, client.xact_since);

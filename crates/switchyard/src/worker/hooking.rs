@@ -131,6 +131,7 @@ impl Worker {
             }
         };
         client.asking = Asking::No;
+        client.active = self.now;
         let native = native.map_or_else(Native::default, |native| *native);
         let input = std::mem::take(&mut client.input);
         self.decide(key, native, verdict, input.get(range).unwrap_or_default(), micros);

@@ -28,6 +28,8 @@ use crate::worker::console::CONSOLE;
 const ENABLED: Admission = Admission::Enabled;
 /// Longest text in the evidence lines, in bytes.
 const EVIDENCE_MAX: usize = 200;
+/// Longest part of an unknown key that is shown, in bytes.
+const KEY_MAX: usize = 200;
 
 /// Why a message is not sent.
 pub(super) struct Failure {
@@ -302,9 +304,10 @@ impl Worker {
         let Some(client) = self.clients.get(key) else { return Ok(()) };
         let Some(identity) = client.identity.clone() else { return Ok(()) };
         let was = client.place.as_ref().map(|place| place.pool.entry.name.clone());
+        let shown = &name[..name.floor_char_boundary(KEY_MAX)];
         self.show_evidence(key, || {
             let was = was.as_deref().unwrap_or_default();
-            Some(format!("{who}: \"{name}\" (was \"{was}\") for: {}", evidence(text)?))
+            Some(format!("{who}: \"{shown}\" (was \"{was}\") for: {}", evidence(text)?))
         });
         let here = client.place.as_ref();
         let is_here = |place: &Place| {
@@ -324,9 +327,9 @@ impl Worker {
                 self.move_client(key, Place { pool, want }, name, text)
             }
             (Some(_) | None, _) => {
-                let line = format!("{who} returned unknown database \"{name}\"");
+                let line = format!("{who} returned unknown database \"{shown}\"");
                 Stats::add(&self.count(Hook::Route).unknown, 1);
-                self.warn(key, Topic::Unknown, name, &line);
+                self.warn(key, Topic::Unknown, shown, &line);
                 match self.snapshot.config.settings.route_unknown {
                     RouteUnknown::Stay => Ok(()),
                     RouteUnknown::Error => Err(Failure::new(OnError::Error, "3D000", &line)),

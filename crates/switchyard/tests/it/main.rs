@@ -20,6 +20,7 @@ mod hook_module;
 mod hook_python;
 mod hook_routes;
 mod hook_rows;
+mod hook_stuck;
 mod hook_targets;
 mod hook_trial;
 mod hooks;
