@@ -1,6 +1,6 @@
 //! The pooler's share of a switchover: how long after the new writer's first own commit the first,
-//! the median and the last of twenty writing clients get through the pooler, in every way in which
-//! a writer can change.
+//! the median and the last of all writing clients get through the pooler, in every way in which a
+//! writer can change, with few clients and with many; and what watching costs.
 
 use std::io;
 use std::path::Path;
@@ -13,10 +13,24 @@ pub(crate) const WRITERS: usize = 20;
 /// Clients that are connected and silent.
 pub(crate) const IDLE: usize = 10;
 
-/// Clients that are silent in the run with many of them.
-const MANY_IDLE: usize = 450;
+/// Clients of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Crowd {
+    /// Those that write without a pause.
+    writers: usize,
+    /// Those that are connected and silent.
+    idle: usize,
+}
+
+/// Each kind of change is measured with each of them.
+const CROWDS: [(Crowd, &str); 2] = [
+    (Crowd { writers: WRITERS, idle: IDLE }, "20 writers"),
+    (Crowd { writers: 50, idle: 450 }, "500 clients, 450 idle"),
+];
 /// Time over which the cost of watching is measured.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(20);
+/// Most that watching three nodes may cost, in percent of a core: at rest, and without a writer.
+const WATCHING_MAX: [(&str, f64); 2] = [("at rest", 0.2), ("without a writer", 5.0)];
 
 /// Changes of writer without a pause between them.
 const CHANGES: usize = 100;
@@ -33,40 +47,45 @@ pub(crate) enum Kind {
     Console,
     /// It freezes; more than half a second later a standby is promoted.
     Frozen,
+    /// A standby is promoted, and within a second the role goes back.
+    Back,
     /// All its sessions are cut.
     Cut,
     /// It restarts in place.
     Restarted,
 }
 
-const KINDS: [(Kind, usize, &str); 7] = [
-    (Kind::Planned, IDLE, "planned"),
-    (Kind::Planned, MANY_IDLE, "planned, 450 idle clients"),
-    (Kind::Console, IDLE, "SWITCHOVER on the console"),
-    (Kind::Killed, IDLE, "kill -9"),
-    (Kind::Frozen, IDLE, "SIGSTOP"),
-    (Kind::Cut, IDLE, "all sessions cut"),
-    (Kind::Restarted, IDLE, "restart in place"),
+const KINDS: [(Kind, &str); 7] = [
+    (Kind::Planned, "planned"),
+    (Kind::Console, "SWITCHOVER on the console"),
+    (Kind::Killed, "kill -9"),
+    (Kind::Frozen, "SIGSTOP"),
+    (Kind::Back, "there and back"),
+    (Kind::Cut, "all sessions cut"),
+    (Kind::Restarted, "restart in place"),
 ];
 
 /// Runs every kind so many times, or only those with such a name, and prints a row for each:
 /// medians and, in brackets, worst runs.
 pub(crate) fn run(program: &Path, rounds: usize, wanted: &[String]) -> io::Result<()> {
     let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
-    if wants("at rest") {
+    if WATCHING_MAX.iter().any(|(what, _)| wants(what)) {
         rest(program)?;
     }
     println!(
         "| change | first ms | median ms | last ms | disconnects | errors | idle | wrong rows |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for (kind, silent, name) in KINDS.into_iter().filter(|(.., name)| wants(name)) {
+    let rows = KINDS.into_iter().flat_map(|(kind, change)| {
+        CROWDS.map(|(crowd, clients)| (kind, crowd, format!("{change}, {clients}")))
+    });
+    for (kind, crowd, name) in rows.filter(|(.., name)| wants(name)) {
         let (mut stalls, mut counts) = ([Vec::new(), Vec::new(), Vec::new()], [0; 4]);
         for _ in 0..rounds {
             let mut cluster = Cluster::start()?;
             let settings = "pool_mode = transaction\nmax_client_conn = 1000\npromote_sql = 1";
             let pooler = Pooler::start(program, &cluster.entry("app"), settings)?;
-            let (cost, idle) = changed(&mut cluster, &pooler, kind, silent)?;
+            let (cost, idle) = changed(&mut cluster, &pooler, kind, crowd)?;
             let milliseconds = cost.milliseconds();
             stalls.iter_mut().zip(milliseconds).for_each(|(all, one)| all.push(one));
             let wrong = cost.wrong + cost.doubled + cost.lost + cost.stale;
@@ -119,14 +138,15 @@ fn rest(program: &Path) -> io::Result<()> {
     let readers =
         || pooler.console("show nodes").is_ok_and(|text| text.matches("|reader|").count() > 1);
     wait_until("two standbys", readers)?;
-    for what in ["at rest", "without a writer"] {
+    for (what, most) in WATCHING_MAX {
         if what != "at rest" {
             cluster.nodes().iter().try_for_each(|node| node.stop("immediate"))?;
         }
-        let (before, began) = (pooler.cpu()?, Instant::now());
+        let (before, began) = (pooler.cpu_of_threads()?, Instant::now());
         std::thread::sleep(REST);
-        let share = (pooler.cpu()? - before).as_secs_f64() / began.elapsed().as_secs_f64();
-        println!("CPU of watching three nodes, {what}: {:.2} % of a core", share * 100.0);
+        let spent = pooler.cpu_of_threads()?.saturating_sub(before);
+        let share = spent.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0;
+        println!("CPU of watching three nodes, {what}: {share:.2} % of a core (wanted: {most})");
     }
     Ok(())
 }
@@ -138,15 +158,15 @@ pub(crate) fn change(
     pooler: &Pooler,
     kind: Kind,
 ) -> io::Result<(Cost, usize)> {
-    changed(cluster, pooler, kind, IDLE)
+    changed(cluster, pooler, kind, Crowd { writers: WRITERS, idle: IDLE })
 }
 
-/// The same with so many silent clients.
+/// The same with these clients.
 fn changed(
     cluster: &mut Cluster,
     pooler: &Pooler,
     kind: Kind,
-    silent: usize,
+    crowd: Crowd,
 ) -> io::Result<(Cost, usize)> {
     // A planned change needs no third node.
     let needed = if kind == Kind::Console { 1 } else { 2 };
@@ -155,10 +175,10 @@ fn changed(
         nodes.is_ok_and(|text| text.matches("|reader|").count() >= needed)
     })?;
     let mut idle = Vec::new();
-    for _ in 0..silent {
+    for _ in 0..crowd.idle {
         idle.push(Client::connect(pooler.port, "app")?);
     }
-    let writers = Writers::start(cluster, pooler.port, "app", WRITERS)?;
+    let writers = Writers::start(cluster, pooler.port, "app", crowd.writers)?;
     writers.run(5000)?;
     let change = match kind {
         Kind::Planned => cluster.switch_over()?,
@@ -169,6 +189,10 @@ fn changed(
             wait_until("switchover", || pooler.console(&order).is_ok())
         })?,
         Kind::Frozen => cluster.freeze_over()?,
+        Kind::Back => {
+            let first = cluster.switch_over()?;
+            cluster.switch_to(first.old)?
+        }
         Kind::Cut => cluster.cut()?,
         Kind::Restarted => cluster.restart()?,
     };

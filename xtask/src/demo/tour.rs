@@ -241,7 +241,7 @@ fn change(stage: &mut Stage, screen: &mut Screen, kind: Kind) -> io::Result<(Str
     // changes the writer, it lets statements end first.
     let bearable = match kind {
         Kind::Console => 0,
-        Kind::Planned => 2 * switchover::WRITERS,
+        Kind::Planned | Kind::Back => 2 * switchover::WRITERS,
         Kind::Killed | Kind::Frozen | Kind::Cut | Kind::Restarted => switchover::WRITERS,
     };
     Ok((figures, exact && errors + disconnects <= bearable && last <= BEARABLE))
