@@ -126,6 +126,9 @@ pub(crate) fn extras(directory: &Path) {
     if !tools.iter().all(|tool| Path::new(tool).exists()) {
         told("A network of one's own", install(&["nftables", "iproute2"]));
     }
+    if switchyard_testkit::Wall::library().is_none() {
+        told("A clock of one's own", install(&["libfaketime"]));
+    }
     let postgres = Path::new("node_modules").join(POSTGRES_18.0);
     if !directory.join(postgres).exists() {
         let package = format!("{}@{}", POSTGRES_18.0, POSTGRES_18.1);

@@ -18,6 +18,7 @@ pub mod raw;
 mod rules;
 mod session;
 mod space;
+mod wall;
 mod workplace;
 mod writers;
 
@@ -44,6 +45,7 @@ pub use raw::Raw;
 pub use rules::Rules;
 pub use session::Session;
 pub use space::Space;
+pub use wall::Wall;
 pub use workplace::{Running, Said, Workplace, signal};
 pub use writers::{Cost, Writers};
 

@@ -3,6 +3,7 @@
 
 mod aws;
 mod bounds;
+mod clocks;
 mod console;
 mod cookbook;
 mod detours;

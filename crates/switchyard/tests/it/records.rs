@@ -17,7 +17,7 @@ fn start(entry: &str, settings: &str) -> io::Result<Pooler> {
 }
 
 /// A directory that the pooler may write into.
-fn directory(name: &str) -> io::Result<std::path::PathBuf> {
+pub(super) fn directory(name: &str) -> io::Result<std::path::PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     let path = std::env::temp_dir().join(format!("switchyard-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&path)?;
