@@ -320,6 +320,10 @@ impl Cluster {
         self.remove_missing(now);
         self.go_home(now);
         self.proceed(now);
+        // One turn for all nodes costs little more than one for each of them.
+        if matches!(self.state, State::Stable(_)) && self.nodes.iter().any(|n| n.is_due(now)) {
+            self.nodes.iter_mut().for_each(|node| node.join(now, pace.interval / 2));
+        }
         for node in &mut self.nodes {
             let id = ProbeId(self.minted.probes + 1);
             if let Some(asking) = node.ask(now, id, &self.options.timings) {

@@ -361,6 +361,25 @@ fn what_a_node_keeps_back_is_told_once() {
 }
 
 #[test]
+fn nodes_are_asked_together_at_rest() {
+    let mut own = options();
+    own.timings.topology_refresh = Duration::from_millis(1030);
+    let mut world = World::of(own, |_| {});
+    // Nodes that are added between two questions to the others.
+    for port in [14, 15, 16] {
+        world.servers.push(server(port, Status::Reader));
+        let list: Vec<_> = (11..=port).map(|port| ("", port)).collect();
+        world.servers.iter_mut().for_each(|server| server.list = Ok(list.clone()));
+        world.run(1200);
+    }
+    assert_eq!(world.cluster.view().nodes.len(), 6);
+    let before = world.turns;
+    world.run(1000);
+    let turns = world.turns - before;
+    assert!((9..=12).contains(&turns), "{turns} turns in ten intervals");
+}
+
+#[test]
 fn a_login_may_take_as_long_as_a_probe() {
     for (patience, wanted) in [(150, 1000), (3000, 3000)] {
         let mut own = options();

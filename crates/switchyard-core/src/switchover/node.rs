@@ -148,6 +148,21 @@ impl Node {
         }
     }
 
+    /// Whether its next question is due.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        matches!(self.probe, Probe::Waiting { next, .. } if next <= now)
+    }
+
+    /// Is asked now if it answers and would be within so much time.
+    pub(super) fn join(&mut self, now: Instant, within: Duration) {
+        if self.answers()
+            && let Probe::Waiting { next, .. } = &mut self.probe
+            && *next <= now + within
+        {
+            *next = now.min(*next);
+        }
+    }
+
     /// Makes the next question a full one.
     pub(super) fn want_full(&mut self, now: Instant) {
         self.full_due = self.full_due.min(now);
