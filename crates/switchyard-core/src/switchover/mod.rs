@@ -24,4 +24,5 @@ pub mod view;
 
 mod homes;
 mod moves;
+mod rules;
 mod worlds;
