@@ -70,10 +70,8 @@ fn messages() -> impl Strategy<Value = Vec<Sent>> {
     prop::collection::vec(sent, 1..20)
 }
 
-/// Sends a stream in pieces; answers what reached the server and the client, and the end.
-fn run(stream: &[u8], cuts: &[usize], tracking: Tracking) -> (Vec<u8>, Vec<u8>, Option<Stop>) {
-    let (tracked, registry) = (Tracked::new(&[]), Registry::default());
-    let rules = Rules {
+fn rules<'a>(tracking: Tracking, tracked: &'a Tracked, registry: &'a Registry) -> Rules<'a> {
+    Rules {
         keeping: Keeping::Off,
         tracking,
         hooking: Hooking::Off,
@@ -83,11 +81,17 @@ fn run(stream: &[u8], cuts: &[usize], tracking: Tracking) -> (Vec<u8>, Vec<u8>, 
         reprepare: Reprepare::Off,
         simple: Simple::Allowed,
         untracked: Untracked::Ignore,
-        tracked: &tracked,
+        tracked,
         message_max: 1 << 20,
-        registry: &registry,
+        registry,
         outstanding_max: 1000,
-    };
+    }
+}
+
+/// Sends a stream in pieces; answers what reached the server and the client, and the end.
+fn run(stream: &[u8], cuts: &[usize], tracking: Tracking) -> (Vec<u8>, Vec<u8>, Option<Stop>) {
+    let (tracked, registry) = (Tracked::new(&[]), Registry::default());
+    let rules = rules(tracking, &tracked, &registry);
     let mut session = Session::new(Params::unset(&tracked));
     let mut link = Link::new(Params::unset(&tracked));
     let mut flow = Flow::default();
@@ -110,7 +114,59 @@ fn run(stream: &[u8], cuts: &[usize], tracking: Tracking) -> (Vec<u8>, Vec<u8>, 
     (server, client, None)
 }
 
+/// A session that has been linked to a server whose parameters differ, and has sent a stream there.
+struct Linked {
+    session: Session,
+    link: Link,
+    server: Vec<u8>,
+    client: Vec<u8>,
+    stop: Stop,
+}
+
+fn params(tracked: &Tracked, name: &[u8]) -> Params {
+    let mut params = Params::unset(tracked);
+    params.set(switchyard_core::params::APPLICATION_NAME, name);
+    params
+}
+
+fn send(mut session: Session, stream: &[u8], rules: &Rules<'_>) -> Linked {
+    let mut link = Link::new(params(rules.tracked, b"other"));
+    let mut flow = Flow::default();
+    link.begin(rules.loyalty);
+    session.link(&mut link, rules.tracked, &mut flow);
+    let (used, stop) = session.advance(Some(&mut link), stream, &mut flow, rules);
+    let server = flow.server.bytes(&stream[..used]).to_vec();
+    Linked { session, link, server, client: flow.client, stop }
+}
+
 proptest! {
+    #[test]
+    fn what_reached_no_server_was_never_sent(
+        sent in messages(),
+        limit in prop_oneof![Just(None), (1usize..4).prop_map(Some)],
+    ) {
+        let (tracked, registry) = (Tracked::new(&[]), Registry::default());
+        let tracking = limit.map_or(Tracking::Off, Tracking::On);
+        let rules = Rules { loyalty: Loyalty::Leaves, ..rules(tracking, &tracked, &registry) };
+        let fresh = || Session::new(params(&tracked, b"own"));
+        let mut sent = sent;
+        sent.push(Sent::Sync);
+        let stream = bytes(&sent);
+        // The texts of this one keep their names while the others come and go.
+        let expected = send(fresh(), &stream, &rules);
+        let mut lost = send(fresh(), &stream, &rules);
+        prop_assert_eq!(&lost.server, &expected.server);
+        let plain = !expected.server.windows(7).any(|bytes| bytes == b"D\0\0\0\x06?\0");
+        let back = lost.session.takes_back(&mut lost.link, &stream);
+        prop_assert_eq!(back, expected.stop == Stop::More && plain);
+        if back {
+            prop_assert_eq!(lost.session.statements(), 0);
+            let again = send(lost.session, &stream, &rules);
+            prop_assert_eq!(again.server, expected.server);
+            prop_assert_eq!(again.client, expected.client);
+        }
+    }
+
     #[test]
     fn chunking_changes_nothing(
         sent in messages(),

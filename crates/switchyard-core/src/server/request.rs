@@ -134,6 +134,32 @@ impl Request {
         )
     }
 
+    /// Whether a message of the client has brought this about.
+    pub fn is_asked_for(&self) -> bool {
+        !matches!(self, Request::HiddenParse(..) | Request::HiddenClose(_) | Request::Hidden(_))
+    }
+
+    /// Whether this can be asked of another server, as if it had never been asked.
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            Request::Query
+            | Request::Function
+            | Request::Sync
+            | Request::Parse(_)
+            | Request::HiddenParse(..)
+            | Request::Bind(_)
+            | Request::Describe(_)
+            | Request::Execute
+            | Request::Close
+            | Request::HiddenClose(_)
+            | Request::LocalParse(_)
+            | Request::LocalClose(_) => true,
+            Request::Misuse(_) | Request::Refused(..) | Request::CopyEnd | Request::Hidden(_) => {
+                false
+            }
+        }
+    }
+
     /// Whether the pooler answers this without the server.
     #[inline]
     pub fn is_local(&self) -> bool {

@@ -63,8 +63,8 @@ impl Worker {
         true
     }
 
-    /// The bytes of a client could not be sent to the server that it has just got. If they are one
-    /// query behind its parameters, another server is asked for it.
+    /// The bytes of a client could not be sent to the server that it has just got. If they are a
+    /// query or a group behind its parameters, another server is asked.
     pub(super) fn take_back(&mut self, key: Key, slot: Key, sent: &[u8]) -> bool {
         let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) else {
             return false;

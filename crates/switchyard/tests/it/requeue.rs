@@ -4,25 +4,46 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use switchyard_testkit::{Model, Pooler, signal, wait_until};
+use switchyard_testkit::{Model, Peer, Pooler, signal, wait_until};
 use switchyard_wire::startup::VERSION_3_0;
 
 use crate::wanted;
-use crate::wire::{Message::*, Wire, bytes};
+use crate::wire::{Message, Message::*, Wire, bytes};
 
-#[test]
-fn a_query_whose_parameters_cannot_be_set_goes_to_another_server() -> io::Result<()> {
-    if !wanted() {
-        return Ok(());
+/// One row of one column in the extended protocol, up to ReadyForQuery.
+fn answer_group(peer: &mut Peer, text: &str) -> io::Result<()> {
+    loop {
+        match peer.message()?.0 {
+            'P' => peer.send('1', b"")?,
+            'B' => peer.send('2', b"")?,
+            'E' => {
+                let len = (text.len() as u32).to_be_bytes();
+                peer.send('D', &[&b"\0\x01"[..], &len, text.as_bytes()].concat())?;
+                peer.send('C', b"SELECT 1\0")?;
+            }
+            'S' => return peer.ready('I'),
+            _ => {}
+        }
     }
+}
+
+/// A query is sent to a server that has just ended, behind the parameters that it needs.
+fn check(messages: &[Message<'_>], answer: &str) -> io::Result<()> {
     let reset = Arc::new(AtomicBool::new(false));
     let wish = Arc::clone(&reset);
+    let simple = matches!(messages, [Query(_)]);
     let model = Model::start(move |peer| {
         peer.welcome()?;
-        if peer.number > 0 {
+        if peer.number > 0 && simple {
             return peer.serve("second");
         }
         peer.message()?;
+        if peer.number > 0 {
+            // The parameters.
+            peer.send('C', b"SET\0")?;
+            peer.ready('I')?;
+            return answer_group(peer, "second");
+        }
         peer.row("first")?;
         peer.ready('I')?;
         wait_until("the wish", || wish.load(Ordering::SeqCst))?;
@@ -43,7 +64,7 @@ fn a_query_whose_parameters_cannot_be_set_goes_to_another_server() -> io::Result
     })?;
     // The pooler finds the query before it finds the server's end.
     signal(pooler.pid(), "STOP")?;
-    two.send(&bytes(&[Query("select 2")]))?;
+    two.send(&bytes(messages))?;
     reset.store(true, Ordering::SeqCst);
     let there = format!(":{:04X}", model.port);
     let connected = |line: &str| {
@@ -60,9 +81,26 @@ fn a_query_whose_parameters_cannot_be_set_goes_to_another_server() -> io::Result
     });
     assert!(ended.is_ok(), "{left} {:?} {}", model.errors(), pooler.log()?);
     signal(pooler.pid(), "CONT")?;
-    assert_eq!(two.answers(1)?, "T <second> SELECT 1 ZI");
+    assert_eq!(two.answers(1)?, answer);
     let log = pooler.log()?;
     assert!(log.contains("closing because: var change failed (age="), "{log}");
     assert!(!log.contains("pooler error"), "{log}");
     Ok(())
+}
+
+#[test]
+fn a_query_whose_parameters_cannot_be_set_goes_to_another_server() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    check(&[Query("select 2")], "T <second> SELECT 1 ZI")
+}
+
+#[test]
+fn so_does_a_group_with_a_statement_that_it_defines() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let group = [Parse("a", "select 2"), Bind("a", &[]), Execute, Sync];
+    check(&group, "1 2 <second> SELECT 1 ZI")
 }

@@ -38,12 +38,10 @@ impl Session {
         }
     }
 
-    /// Nothing of `sent` has reached the server. If that was one query behind the parameters that
-    /// it needs, and all that is to be answered, another server may be asked: answers whether the
-    /// session is as if it had sent nothing.
-    pub fn takes_back(&mut self, link: &Link, sent: &[u8]) -> bool {
-        let head = frame::peek(sent, i32::MAX as usize).ok().flatten();
-        let whole = head.is_some_and(|h| h.tag == frontend::QUERY && h.len == sent.len());
+    /// Nothing of `sent` has reached the server. If that was a whole query or a whole group behind
+    /// the parameters that it needs, and all that is to be answered, another server may be asked:
+    /// answers whether the session is as if it had sent nothing.
+    pub fn takes_back(&mut self, link: &mut Link, sent: &[u8]) -> bool {
         let set = |request: &&Request| {
             let parameters =
                 |q: &HiddenQuery| matches!(q, HiddenQuery::Parameters | HiddenQuery::Parameter(_));
@@ -51,11 +49,14 @@ impl Session {
         };
         let requests = link.outstanding();
         let sets = requests.iter().take_while(set).count();
-        let alone = sets > 0 && requests.len() == sets + 1;
-        let query = requests.last().is_some_and(|last| matches!(last, Request::Query));
-        if !(whole && alone && query && link.loyalty() == Loyalty::Leaves) {
+        let own = || requests.iter().skip(sets);
+        let all = sets > 0 && own().filter(|r| r.is_asked_for()).count() == asked(sent);
+        let ended = matches!(requests.last(), Some(Request::Query | Request::Sync));
+        let repeatable = own().all(Request::is_repeatable);
+        if !(all && ended && repeatable && link.loyalty() == Loyalty::Leaves) {
             return false;
         }
+        link.withdraw(self.linked_client());
         self.part();
         self.settled();
         true
@@ -106,6 +107,16 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Messages that ask for an answer, if there are only whole ones; else more than there can be.
+fn asked(mut sent: &[u8]) -> usize {
+    let mut count = 0;
+    while let Ok(Some((head, _, rest))) = frame::split(sent) {
+        count += usize::from(head.tag != frontend::FLUSH);
+        sent = rest;
+    }
+    if sent.is_empty() { count } else { usize::MAX }
 }
 
 fn rewritten(approval: Option<&Approval>) -> Option<&[u8]> {

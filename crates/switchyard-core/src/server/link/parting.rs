@@ -46,6 +46,12 @@ impl Link {
         self.words.take()
     }
 
+    /// Nothing of what is unanswered has reached the server: it counts as never asked.
+    pub fn withdraw(&mut self, client: LinkedClient<'_>) {
+        let requests = std::iter::from_fn(|| self.outstanding.pop()).collect();
+        request::undo(requests, &mut self.statements, &mut Some(client.statements));
+    }
+
     /// The connection has ended: what the client has to be told, or `None` if it has seen a part
     /// of a message and cannot be told anything.
     pub fn lose(&mut self, client: LinkedClient<'_>) -> Option<Owed> {
