@@ -47,7 +47,7 @@ enum Task {
         /// How many worlds of each kind.
         #[arg(long, default_value_t = 1)]
         runs: u64,
-        /// Only this kind of world: crowd or cluster.
+        /// Only this kind of world: crowd, hooks, cluster or sessions.
         #[arg(long)]
         kind: Option<String>,
         /// Shows what happens in every world.

@@ -8,6 +8,7 @@ use switchyard_wire::tag::backend;
 use switchyard_wire::{build, frame, read};
 
 use crate::env::{Env, Event, Messages};
+use crate::hooks::Hooks;
 use crate::net::{End, Recv};
 use crate::postgres::{Nowhere, Pace, Parameters, Session};
 use crate::script::{self, Leave, Step};
@@ -84,7 +85,7 @@ impl Actor {
         (index, pool): (usize, usize),
         end: End,
         wanted: &[(String, String)],
-        life: Vec<Step>,
+        (life, hooks): (Vec<Step>, Hooks),
     ) -> Self {
         Actor {
             index,
@@ -94,7 +95,7 @@ impl Actor {
             script: life.into(),
             unsent: Vec::new(),
             inbox: Vec::new(),
-            reference: Session::new(Pace::Instant, wanted),
+            reference: Session::new(Pace::Instant, wanted).behind(hooks),
             expected: Vec::new(),
             view: Parameters::new(),
             phase: Phase::Login,

@@ -18,6 +18,7 @@ use switchyard_core::switchover::topology::Endpoint;
 use switchyard_core::switchover::view::View;
 
 use crate::env::{Env, Event, Trace};
+use crate::hooks::Hooks;
 use crate::net::Owner;
 use crate::node::{Health, Node, Position};
 use crate::pooler::{Entry, Pooler, Rules, Settings};
@@ -136,6 +137,7 @@ impl Town {
             cancel_wait_timeout: Duration::from_secs(2),
             reprepare: Reprepare::Off,
             outstanding_max: 8192,
+            hooks: Hooks::Off,
         };
         let workers = random.between(1, 3);
         let mut pooler = Pooler::new(settings, workers);
@@ -306,7 +308,7 @@ impl Town {
             Event::Sign => self.watch.signs(env, &mut self.pooler),
             Event::Watch => self.watch.wake(env, &mut self.pooler),
             Event::Replicate(node) => self.replicate(node),
-            Event::Cancel(..) | Event::CancelClosed(_) => {}
+            Event::Cancel(..) | Event::CancelClosed(_) | Event::Verdict(..) => {}
         }
     }
 

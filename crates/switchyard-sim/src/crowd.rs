@@ -13,6 +13,7 @@ use switchyard_core::server::duty::{Reset, Tenure};
 
 use crate::actor::{Actor, Ending, Wish};
 use crate::env::{Env, Event, Trace};
+use crate::hooks::Hooks;
 use crate::net::Owner;
 use crate::node::{Doorman, Health, Node, Position};
 use crate::pooler::{Pooler, Rules, Settings};
@@ -54,6 +55,7 @@ pub struct Crowd {
     lives: Vec<usize>,
     faults: Vec<Fault>,
     weather: Weather,
+    hooks: Hooks,
     wait: Duration,
     events: u64,
     /// Lives that ended by themselves, and others.
@@ -86,7 +88,7 @@ fn limits(random: &mut Random) -> Limits {
     }
 }
 
-fn pooler(env: &mut Env) -> Pooler {
+fn pooler(env: &mut Env, hooks: Hooks) -> Pooler {
     let random = &mut env.random;
     let settings = Settings {
         reset: *random.pick(&[Reset::Sessions, Reset::Sessions, Reset::Always]),
@@ -96,6 +98,7 @@ fn pooler(env: &mut Env) -> Pooler {
         cancel_wait_timeout: Duration::from_secs(2),
         reprepare: *random.pick(&[Reprepare::Off, Reprepare::On]),
         outstanding_max: *random.pick(&[60, 8192]),
+        hooks,
     };
     let mut pooler = Pooler::new(settings, random.between(1, 3));
     for index in 0..random.between(1, 3) {
@@ -118,12 +121,12 @@ fn pooler(env: &mut Env) -> Pooler {
 
 impl Crowd {
     /// The world of a seed.
-    pub fn new(seed: Seed<'_>, trace: Option<Trace>) -> Self {
+    pub fn new(seed: Seed<'_>, trace: Option<Trace>, hooks: Hooks) -> Self {
         let mut env = Env::new(seed, trace);
         env.net.latency = *env.random.pick(&[50, 500, 5000]);
         let wait;
         let pooler = {
-            let pooler = pooler(&mut env);
+            let pooler = pooler(&mut env, hooks);
             wait = pooler.query_wait_timeout();
             pooler
         };
@@ -139,6 +142,7 @@ impl Crowd {
             lives,
             faults: Vec::new(),
             weather,
+            hooks,
             wait,
             events: 0,
             ended: (0, 0),
@@ -161,6 +165,7 @@ impl Crowd {
             blocks: self.pooler.pools[pool].rules.tenure != Tenure::Statement,
             number: index,
             cancels: true,
+            hooks: self.hooks,
         };
         let steps = random.between(1, 25);
         let life = script::life(random, habits, steps);
@@ -172,7 +177,7 @@ impl Crowd {
             wanted.push(("TimeZone".to_owned(), "cet".to_owned()));
         }
         let end = self.env.wire(Owner::Actor(index), Owner::Actor(index));
-        let mut actor = Actor::new(&self.env, (index, pool), end, &wanted, life);
+        let mut actor = Actor::new(&self.env, (index, pool), end, &wanted, (life, self.hooks));
         let place = (pool, Want::Writer);
         let ticket = self.pooler.adopt(&mut self.env, worker, place, end.peer(), &wanted);
         actor.ticket = Some(ticket);
@@ -295,6 +300,7 @@ impl Crowd {
                 }
             }
             Event::CancelClosed(key) => self.pooler.cancel_closed(env, key),
+            Event::Verdict(w, key, id) => self.pooler.judged(env, w, key, id),
             Event::Watch | Event::Ask(_) | Event::Answer(_) | Event::Replicate(_) | Event::Sign => {
             }
         }

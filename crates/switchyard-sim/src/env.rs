@@ -131,6 +131,8 @@ pub enum Event {
     Cancel(usize, u64, CancelKey),
     /// The connection that carried it is closed.
     CancelClosed(CancelKey),
+    /// Hooks have judged a statement of a worker's client: the number of the question.
+    Verdict(usize, u64, u64),
 }
 
 /// A cancel request on its way: its worker and its key there.

@@ -4,7 +4,8 @@
 //! PostgreSQL's protocol (`postgres`, `node`), clients that know what they should hear (`actor`,
 //! `writer`), and a network that delivers late and in pieces (`net`). The same seed gives the same
 //! world, so that a failure can be looked at again. Two kinds: `crowd`, plain pools under load and
-//! faults; `cluster`, nodes that change their roles, with pools in transaction or session mode.
+//! faults, with or without hooks that rewrite and refuse; `cluster`, nodes that change their roles,
+//! with pools in transaction or session mode.
 
 // A world that is wrong ends with a panic, which `run` turns into words.
 #![allow(clippy::panic)]
@@ -13,6 +14,7 @@ pub mod actor;
 pub mod cluster;
 pub mod crowd;
 pub mod env;
+pub mod hooks;
 pub mod net;
 pub mod node;
 pub mod pooler;
@@ -27,6 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use switchyard_core::server::duty::Tenure;
 
 pub use env::Trace;
+use hooks::Hooks;
 pub use random::Seed;
 
 /// A kind of world.
@@ -34,6 +37,8 @@ pub use random::Seed;
 pub enum Kind {
     /// Plain pools.
     Crowd,
+    /// Plain pools with hooks.
+    Hooks,
     /// A cluster.
     Cluster,
     /// A cluster whose pools are in session mode.
@@ -44,7 +49,8 @@ pub enum Kind {
 pub fn run(kind: Kind, seed: Seed<'_>, trace: Option<&Trace>) -> Result<String, String> {
     let trace = trace.cloned();
     let world = move || match kind {
-        Kind::Crowd => crowd::Crowd::new(seed, trace).run(),
+        Kind::Crowd => crowd::Crowd::new(seed, trace, Hooks::Off).run(),
+        Kind::Hooks => crowd::Crowd::new(seed, trace, Hooks::On).run(),
         Kind::Cluster => cluster::Town::new(seed, trace, Tenure::Transaction).run(),
         Kind::Sessions => cluster::Town::new(seed, trace, Tenure::Session).run(),
     };

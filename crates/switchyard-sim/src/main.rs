@@ -14,7 +14,7 @@ struct Arguments {
     /// How many worlds of each kind.
     #[arg(long, default_value_t = 1)]
     runs: u64,
-    /// Only this kind: crowd, cluster or sessions.
+    /// Only this kind: crowd, hooks, cluster or sessions.
     #[arg(long)]
     kind: Option<String>,
     /// Shows what happened in every world.
@@ -22,8 +22,12 @@ struct Arguments {
     trace: bool,
 }
 
-const KINDS: [(&str, Kind); 3] =
-    [("crowd", Kind::Crowd), ("cluster", Kind::Cluster), ("sessions", Kind::Sessions)];
+const KINDS: [(&str, Kind); 4] = [
+    ("crowd", Kind::Crowd),
+    ("hooks", Kind::Hooks),
+    ("cluster", Kind::Cluster),
+    ("sessions", Kind::Sessions),
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -9,9 +9,12 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use switchyard_core::client::session::Approval;
 use switchyard_wire::build::{self, Report};
 use switchyard_wire::tag::{backend, frontend};
 use switchyard_wire::{frame, read};
+
+use crate::hooks::{self, Hooks};
 
 /// Where writes go.
 pub trait Store {
@@ -103,6 +106,7 @@ pub struct Session {
     group: Group,
     copy: Copy,
     pace: Pace,
+    hooks: Hooks,
     sleep: Option<Sleep>,
     defaults: Parameters,
     parameters: Parameters,
@@ -137,6 +141,7 @@ impl Session {
             group: Group::Heard,
             copy: Copy::Off,
             pace,
+            hooks: Hooks::Off,
             sleep: None,
             parameters: defaults.clone(),
             before: None,
@@ -144,6 +149,28 @@ impl Session {
             defaults,
             writes: Vec::new(),
         }
+    }
+
+    /// The same with hooks in front of it.
+    pub fn behind(self, hooks: Hooks) -> Self {
+        Session { hooks, ..self }
+    }
+
+    /// What hooks make of a statement; `None` if they refuse it.
+    fn judged<'a>(&self, sql: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        match self.hooks {
+            Hooks::Off => Some(Cow::Borrowed(sql)),
+            Hooks::On => match hooks::judge(sql) {
+                Approval::Unchanged => Some(Cow::Borrowed(sql)),
+                Approval::Text(text) => Some(Cow::Owned(text)),
+                Approval::Refused(_) => None,
+            },
+        }
+    }
+
+    fn refuse(&mut self, extended: Extended) {
+        let (sqlstate, message) = hooks::REFUSAL;
+        self.fail_with(sqlstate, message, extended);
     }
 
     /// All parameters as they are.
@@ -256,8 +283,10 @@ impl Session {
             frontend::FLUSH => self.flushed = self.output.len(),
             _ if self.group == Group::Skipped => {}
             frontend::QUERY => {
-                let sql = dialect(&body[..body.len() - 1]);
-                self.query(&sql, store);
+                let Some(sql) = self.judged(&body[..body.len() - 1]) else {
+                    return self.refuse(Extended::No);
+                };
+                self.query(&dialect(&sql), store);
             }
             frontend::FUNCTION_CALL => {
                 build::message(&mut self.output, backend::FUNCTION_CALL_RESPONSE, |out| {
@@ -466,13 +495,14 @@ impl Session {
 
     fn parse(&mut self, body: &[u8]) {
         let parse = read::parse(body).expect("a Parse");
+        let Some(sql) = self.judged(parse.sql) else { return self.refuse(Extended::Yes) };
         // PostgreSQL looks at the text first; the pooler at the name, since it keeps the texts of
         // names that exist from the server.
         if !parse.name.is_empty() && self.statements.contains_key(parse.name) {
             let message = format!("prepared statement \"{}\" already exists", text(parse.name));
             return self.fail_with("42P05", &message, Extended::Yes);
         }
-        let sql = dialect(parse.sql);
+        let sql = dialect(&sql);
         if *sql == *b"bad" {
             return self.fail("42601", Extended::Yes);
         }
@@ -549,6 +579,7 @@ fn dialect(sql: &[u8]) -> Cow<'_, [u8]> {
     let Ok(line) = std::str::from_utf8(sql) else { return Cow::Borrowed(sql) };
     let words = match line {
         "select 1/0" => "fail".into(),
+        _ if line.starts_with("select cast(") => "fail".into(),
         "selec" => "bad".into(),
         _ => match (line.strip_prefix("select "), line.strip_prefix("set ")) {
             (Some(value), _) => format!("echo {}", value.trim_matches('\'')),

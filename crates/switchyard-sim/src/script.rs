@@ -5,6 +5,7 @@ use std::time::Duration;
 use switchyard_wire::build;
 use switchyard_wire::tag::frontend;
 
+use crate::hooks::Hooks;
 use crate::random::Random;
 
 /// Statements that clients prepare.
@@ -55,6 +56,8 @@ pub struct Habits {
     pub number: usize,
     /// Whether it cancels queries.
     pub cancels: bool,
+    /// Whether its statements are shown to hooks.
+    pub hooks: Hooks,
 }
 
 /// A client's life.
@@ -83,7 +86,7 @@ pub fn life(random: &mut Random, habits: Habits, steps: usize) -> Vec<Step> {
             3..=4 => life.extend(pipeline(random, &mark)),
             5..=6 => life.push(Step::Ask(setting(random))),
             7..=10 => life.push(Step::Ask(simple(random, habits, &mark))),
-            11..=12 if habits.blocks => life.extend(block(random, &mark)),
+            11..=12 if habits.blocks => life.extend(block(random, habits, &mark)),
             _ => life.push(Step::Ask(group(random, habits, &mark))),
         }
     }
@@ -124,6 +127,10 @@ pub fn unanswered(random: &mut Random) -> Vec<u8> {
 }
 
 fn text(random: &mut Random, habits: Habits, mark: &str) -> String {
+    if habits.hooks == Hooks::On && random.one_in(3) {
+        let grows = random.below(2);
+        return if random.one_in(4) { "deny".into() } else { format!("turn {mark}.{grows}") };
+    }
     loop {
         let text = *random.pick(&TEXTS);
         if text == "$" {
@@ -167,7 +174,7 @@ fn setting(random: &mut Random) -> Vec<u8> {
     out
 }
 
-fn block(random: &mut Random, mark: &str) -> Vec<Step> {
+fn block(random: &mut Random, habits: Habits, mark: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut ask = |sql: String| {
         let mut out = Vec::new();
@@ -176,6 +183,10 @@ fn block(random: &mut Random, mark: &str) -> Vec<Step> {
     };
     ask("begin".into());
     for index in 0..random.below(4) {
+        if habits.hooks == Hooks::On && random.one_in(4) {
+            ask(if random.one_in(2) { "deny".into() } else { format!("turn {mark}.{index}") });
+            continue;
+        }
         ask(match random.below(5) {
             0 => "fail".into(),
             1 => format!("set application_name='{mark}'"),

@@ -15,6 +15,7 @@ use switchyard_core::pool::{
 use switchyard_core::server::duty::{Reset, Tenure};
 use switchyard_sim::Seed;
 use switchyard_sim::env::{Env, Event};
+use switchyard_sim::hooks::Hooks;
 use switchyard_sim::net::{End, Owner, Recv};
 use switchyard_sim::node::{Node, Position};
 use switchyard_sim::pooler::{Pooler, Rules, Settings};
@@ -89,6 +90,7 @@ impl Stage {
             cancel_wait_timeout: Duration::from_secs(10),
             reprepare: Reprepare::Off,
             outstanding_max: 8192,
+            hooks: Hooks::Off,
         };
         let mut pooler = Pooler::new(settings, 2);
         let (loyalty, keeping) = (Loyalty::Leaves, Keeping::Off);

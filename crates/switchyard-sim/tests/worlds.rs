@@ -24,6 +24,11 @@ fn crowds_are_served() {
 }
 
 #[test]
+fn hooks_change_nothing_but_what_they_say() {
+    check(Kind::Hooks, 1..=100);
+}
+
+#[test]
 fn clusters_keep_what_they_acknowledge() {
     check(Kind::Cluster, 1..=100);
 }

@@ -45,6 +45,7 @@ impl Pooler {
             output: Vec::new(),
             unread: true,
             doubt: None,
+            asking: None,
             query_since: None,
             xact_since: None,
             waiting_since: Some(env.now),

@@ -1,6 +1,7 @@
 //! Clients, servers, pools and settings as the made-up shell holds them.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use switchyard_core::client::doubt::Doubt;
@@ -18,6 +19,7 @@ use switchyard_core::server::login::ServerLogin;
 use switchyard_core::switchover::probe::SignalKind;
 use switchyard_core::switchover::view::{NodeId, View};
 
+use crate::hooks::Hooks;
 use crate::net::End;
 
 /// What a client is doing.
@@ -59,6 +61,8 @@ pub struct Client {
     pub unread: bool,
     /// A statement that was refused, while its node is asked.
     pub doubt: Option<Box<Doubt>>,
+    /// What is with the hooks: the number of the question, and its text's place in the input.
+    pub asking: Option<(u64, Range<usize>)>,
     /// When the query under way began.
     pub query_since: Option<Instant>,
     /// When the transaction under way began.
@@ -306,4 +310,6 @@ pub struct Settings {
     pub reprepare: Reprepare,
     /// Requests of one client that may be unanswered.
     pub outstanding_max: usize,
+    /// Whether statements are shown to hooks.
+    pub hooks: Hooks,
 }

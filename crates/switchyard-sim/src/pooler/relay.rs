@@ -8,6 +8,17 @@ use super::{Pooler, Todo};
 use crate::env::{Env, Messages};
 use crate::net::{End, Recv};
 
+/// What came of bytes for a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// They are on their way.
+    On,
+    /// Another server has to be asked.
+    Back,
+    /// The client is gone.
+    Lost,
+}
+
 /// Reads of one connection in a turn.
 const READS_PER_TURN: usize = 8;
 /// Bytes read at once.
@@ -46,7 +57,8 @@ impl Pooler {
     }
 
     fn may_read(&self, w: usize, client: &Client) -> bool {
-        if client.output.len() > CLIENT_BACKLOG || client.doubt.is_some() {
+        let held = client.doubt.is_some() || client.asking.is_some();
+        if client.output.len() > CLIENT_BACKLOG || held {
             return false;
         }
         match &client.stage {
@@ -118,47 +130,51 @@ impl Pooler {
         }
     }
 
-    /// Sends what the session produced. Answers false if the client is gone.
+    /// Sends what the session has made of `data`, which are the bytes that it has used.
     pub(super) fn pass_to_server(
         &mut self,
         env: &mut Env,
         w: usize,
         key: u64,
         data: &[u8],
-    ) -> bool {
+    ) -> Passed {
         let worker = &mut self.workers[w];
         let Some(client) = worker.clients.get_mut(&key) else {
             worker.flow.server.clear();
             worker.flow.client.clear();
-            return false;
+            return Passed::Lost;
         };
         if !worker.flow.client.is_empty() {
             let told = std::mem::take(&mut worker.flow.client);
             if !send(env, client.end, &mut client.output, &told) {
                 worker.flow.server.clear();
                 self.close_client(env, w, key, "client unexpected eof", None);
-                return false;
+                return Passed::Lost;
             }
         }
         if worker.flow.server.is_empty() {
-            return true;
+            return Passed::On;
         }
         let slot = client.server();
         let bytes = worker.flow.server.bytes(data).to_vec();
         worker.flow.server.clear();
         let server = slot.and_then(|slot| worker.servers.get_mut(&slot));
-        let Some(server) = server.and_then(|slot| slot.here.as_mut()) else { return true };
+        let Some(server) = server.and_then(|slot| slot.here.as_mut()) else { return Passed::On };
         let (node, session, lane, purpose) =
             (server.node, server.session, server.lane, server.purpose);
         env.note(|| format!("w{w} client {key} to node {node}/{session}: {}", Messages(&bytes)));
         if send(env, server.end, &mut server.output, &bytes) {
             self.note_use(w, lane, purpose);
-            return true;
+            return Passed::On;
         }
         if let Some(slot) = slot {
+            if self.take_back(env, w, key, slot, data) {
+                return Passed::Back;
+            }
             self.unwritable(env, w, slot);
         }
-        self.workers[w].clients.contains_key(&key)
+        let stays = self.workers[w].clients.contains_key(&key);
+        if stays { Passed::On } else { Passed::Lost }
     }
 
     fn flush_client(&mut self, env: &mut Env, w: usize, key: u64) {

@@ -1,15 +1,20 @@
-//! A client's bytes in its session.
+//! A client's bytes in its session, and what hooks say about them.
+
+use std::ops::Range;
 
 use switchyard_core::client::replay::Keeping;
 use switchyard_core::client::session::{
-    Counted, Detour, Hooking, Misuse, Rules as SessionRules, Simple, Stop, Tracking, Untracked,
+    Approval, Counted, Detour, Hooking, Misuse, Rules as SessionRules, Simple, Stop, Tracking,
+    Untracked,
 };
 use switchyard_core::pool::Want;
 
-use super::Pooler;
 use super::checkout::Outcome;
 use super::parts::{Activity, ServerStage, Stage};
-use crate::env::Env;
+use super::relay::Passed;
+use super::{Pooler, Todo};
+use crate::env::{Env, Event};
+use crate::hooks::{self, Hooks};
 
 impl Pooler {
     pub(super) fn session_bytes(
@@ -22,10 +27,14 @@ impl Pooler {
         let mut used = 0;
         loop {
             let (count, stop) = self.advance(env, w, key, &data[used..]);
-            let sent = self.pass_to_server(env, w, key, &data[used..]);
-            used += count;
-            if !sent {
-                return data.len();
+            match self.pass_to_server(env, w, key, &data[used..used + count]) {
+                Passed::On => used += count,
+                Passed::Lost => return data.len(),
+                Passed::Back => match self.checkout(env, w, key) {
+                    Outcome::Linked => continue,
+                    Outcome::Waiting => return used,
+                    Outcome::Gone => return data.len(),
+                },
             }
             match stop {
                 Stop::More => {
@@ -39,7 +48,16 @@ impl Pooler {
                     Outcome::Waiting => return used,
                     Outcome::Gone => return data.len(),
                 },
-                Stop::Ask(_) | Stop::Move(_) => unreachable!("there are no hooks"),
+                Stop::Ask(text) => {
+                    let text = text.start - count..text.end - count;
+                    if env.random.one_in(3) {
+                        self.approve(w, key, &data[used..][text]);
+                    } else {
+                        self.ask_later(env, w, key, text);
+                        return used;
+                    }
+                }
+                Stop::Move(_) => unreachable!("hooks lead nowhere else"),
                 Stop::Terminate => {
                     self.close_client(env, w, key, "client close request", None);
                     return data.len();
@@ -50,6 +68,68 @@ impl Pooler {
                 }
             }
         }
+    }
+
+    /// Hooks take their time with the message at the head of a client's stream.
+    fn ask_later(&mut self, env: &mut Env, w: usize, key: u64, text: Range<usize>) {
+        let id = self.mint();
+        if let Some(client) = self.workers[w].clients.get_mut(&key) {
+            client.asking = Some((id, text));
+        }
+        let pause = env.random.micros(10, 20_000);
+        env.after(pause, Event::Verdict(w, key, id));
+    }
+
+    /// They have judged it, unless its client has gone.
+    pub fn judged(&mut self, env: &mut Env, w: usize, key: u64, id: u64) {
+        let Some(client) = self.workers[w].clients.get_mut(&key) else { return };
+        let Some((_, text)) = client.asking.take_if(|(asked, _)| *asked == id) else { return };
+        let input = std::mem::take(&mut client.input);
+        self.approve(w, key, &input[text]);
+        if let Some(client) = self.workers[w].clients.get_mut(&key) {
+            client.input = input;
+        }
+        self.workers[w].todo.push_back(Todo::Client(key));
+        self.settle(env, w);
+    }
+
+    fn approve(&mut self, w: usize, key: u64, text: &[u8]) {
+        let worker = &mut self.workers[w];
+        let Some(client) = worker.clients.get_mut(&key) else { return };
+        let Stage::Session(session, activity) = &mut client.stage else { return };
+        let approval = hooks::judge(text);
+        let refused = matches!(approval, Approval::Refused(_));
+        session.approve(approval);
+        if let (true, Activity::Linked(slot)) = (refused, *activity) {
+            // It may be free, and nothing may come of it that would make us look.
+            worker.todo.push_back(Todo::Server(slot));
+        }
+    }
+
+    /// The bytes of a client could not be sent to the server that it has just got: another one is
+    /// asked if nothing of them counts.
+    pub(super) fn take_back(
+        &mut self,
+        env: &mut Env,
+        w: usize,
+        key: u64,
+        slot: u64,
+        sent: &[u8],
+    ) -> bool {
+        let worker = &mut self.workers[w];
+        let client = worker.clients.get_mut(&key);
+        let server = worker.servers.get_mut(&slot).and_then(|slot| slot.here.as_mut());
+        let (Some(client), Some(link)) = (client, server.and_then(|server| server.link())) else {
+            return false;
+        };
+        // Hooks are asked once.
+        let Stage::Session(session, activity) = &mut client.stage else { return false };
+        if self.settings.hooks == Hooks::On || !session.takes_back(link, sent) {
+            return false;
+        }
+        *activity = Activity::Idle;
+        self.close_server(env, w, slot, "var change failed");
+        true
     }
 
     /// The next message needs a server: from here on the query's time runs.
@@ -84,7 +164,10 @@ impl Pooler {
                 0 => Tracking::Off,
                 limit => Tracking::On(limit),
             },
-            hooking: Hooking::Off,
+            hooking: match self.settings.hooks {
+                Hooks::Off => Hooking::Off,
+                Hooks::On => Hooking::On,
+            },
             detour: Detour::Fails,
             loyalty: pool.loyalty,
             keeping: if client.want == Want::Writer { pool.keeping } else { Keeping::Off },
