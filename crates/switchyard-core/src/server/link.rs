@@ -398,7 +398,7 @@ impl Link {
 
     /// Whether what was sent ends with the end of a group: no part of one is at the server.
     pub fn ends_with_group(&self) -> bool {
-        let last = self.outstanding.last();
+        let last = self.outstanding.last_beside_data();
         let ended = last.is_none_or(Request::ends_group);
         ended && self.group == Group::Ended && self.copy == Copy::Off
     }

@@ -213,6 +213,12 @@ impl Outstanding {
         self.queue.back()
     }
 
+    /// The request that was sent last, beside the end of a COPY's data: that belongs to its
+    /// statement.
+    pub fn last_beside_data(&self) -> Option<&Request> {
+        self.queue.iter().rev().find(|request| !matches!(request, Request::CopyEnd))
+    }
+
     /// Whether everything was answered.
     #[inline]
     pub fn is_empty(&self) -> bool {

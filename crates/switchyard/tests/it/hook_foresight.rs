@@ -3,7 +3,8 @@
 
 use std::io;
 
-use switchyard_testkit::{Client, Messages, Pooler, Postgres, Rules};
+use switchyard_testkit::raw::transcript;
+use switchyard_testkit::{Client, Messages, Pooler, Postgres, Raw, Rules};
 
 /// A comment names the key; `ask` becomes the value of in_transaction.
 const RULES: &str = r#"
@@ -86,6 +87,46 @@ fn behind(lab: &Lab, opening: &[&str], last: Messages) -> io::Result<(String, St
     let told = client.receive(1)?.join(" ");
     exchange(client, Messages::new().query(b"commit"), 1)?;
     Ok((told, lab.server.sql("select count(*) from t")?.trim().to_owned()))
+}
+
+/// A COPY into `t` with one row, sent before the server has asked for it.
+fn copy(raw: &mut Raw, key: &str) -> io::Result<()> {
+    raw.ask(&format!("/*to {key}*/ copy t from stdin"))?;
+    raw.send('d', b"1\n")?;
+    raw.send('c', b"")
+}
+
+#[test]
+fn a_copy_whose_data_was_sent_is_a_whole_message() -> io::Result<()> {
+    if !super::wanted() {
+        return Ok(());
+    }
+    for mode in ["transaction", "session", "statement"] {
+        let lab = lab(&format!("pool_mode = {mode}"))?;
+        let client = &mut Client::connect(lab.pooler.port, "dev")?;
+        for key in ["dev", "k"] {
+            client.run(&format!("/*to {key}*/ create table t (x int)"))?;
+        }
+        let raw = &mut Raw::connect(lab.pooler.port, &[("user", "postgres"), ("database", "dev")])?;
+        for _ in 0..20 {
+            for key in ["k", "dev", "k"] {
+                copy(raw, key)?;
+            }
+            raw.ask("/*to dev*/ select current_database()")?;
+            let told: Vec<String> =
+                (0..4).map(|_| Ok(transcript(&raw.answer()?))).collect::<io::Result<_>>()?;
+            assert!(told[..3].iter().all(|told| told.contains("COPY 1")), "{mode}: {told:?}");
+            assert!(told[3].contains("D postgres"), "{mode}: {told:?}");
+        }
+        let count = |client: &mut Client, key: &str| {
+            client.run(&format!("/*to {key}*/ select count(*) from t")).unwrap_or_default()
+        };
+        assert_eq!(
+            (count(client, "k"), count(client, "dev")),
+            (vec!["40".into()], vec!["20".into()])
+        );
+    }
+    Ok(())
 }
 
 #[test]
