@@ -26,6 +26,7 @@ mod hook_targets;
 mod hook_trial;
 mod hooks;
 mod hosts;
+mod keys;
 mod login;
 mod losses;
 mod misuse;
