@@ -388,4 +388,18 @@ mod tests {
         assert_eq!(settings.set("max_client_conn", "x"), Err(SetError::Invalid));
         assert_eq!(settings.set("nonsense", "1"), Err(SetError::Unknown));
     }
+
+    #[test]
+    fn times_are_long_and_none_is_too_long() {
+        let mut settings = Settings::default();
+        let century = Duration::from_secs(100 * 365 * 86_400);
+        let more = "9".repeat(400);
+        for (text, time) in [("86400", Duration::from_secs(86_400)), (&more, century)] {
+            assert_eq!(settings.set("server_lifetime", text), Ok(Taken::Applied));
+            assert_eq!(settings.server_lifetime, time);
+        }
+        for text in ["", ".", "-1", "1e3", "nan", "inf", "1.2.3", "1 fortnight"] {
+            assert_eq!(settings.set("server_lifetime", text), Err(SetError::Invalid), "{text}");
+        }
+    }
 }

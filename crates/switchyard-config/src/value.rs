@@ -104,7 +104,7 @@ impl Value for Duration {
             _ => return None,
         };
         let seconds: f64 = number.parse().ok()?;
-        Duration::try_from_secs_f64(seconds * scale).ok().map(|duration| duration.min(LONGEST))
+        Some(Duration::from_secs_f64((seconds * scale).min(LONGEST.as_secs_f64())))
     }
 
     fn show(&self) -> Option<String> {
