@@ -44,6 +44,7 @@ mod rules;
 mod scarcity;
 mod scenarios;
 mod sessions;
+mod settings;
 mod switchover;
 mod timeouts;
 mod tls;
