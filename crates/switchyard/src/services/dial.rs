@@ -24,8 +24,8 @@ pub(super) struct Way {
 }
 
 /// A connection of any kind.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Unpin> Socket for T {}
+pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
 pub(super) fn failure(kind: FailureKind, text: impl Into<String>) -> Failure {
     Failure { kind, text: text.into() }

@@ -29,7 +29,7 @@ use switchyard_core::switchover::snapshot::{Change, ClusterSnapshot};
 use switchyard_core::switchover::topology::{Endpoint, TopologyRow};
 use switchyard_core::switchover::view::{NodeId, View};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::{JoinHandle, LocalSet};
+use tokio::task::JoinHandle;
 
 use crate::log::{Level, Log};
 use alarm::Alarm;
@@ -146,16 +146,15 @@ impl Services {
         let shared = Arc::clone(&context);
         let thread = std::thread::Builder::new().name("services".into());
         let spawned = thread.spawn(move || {
-            let local = LocalSet::new();
-            local.block_on(&runtime, async move {
+            runtime.block_on(async move {
                 while let Some(task) = received.recv().await {
                     match task {
                         Task::Watch(start) => {
-                            tokio::task::spawn_local(watch(*start, Arc::clone(&context)));
+                            tokio::spawn(watch(*start, Arc::clone(&context)));
                         }
                         Task::Compute(work) => drop(tokio::task::spawn_blocking(work)),
                         Task::LookUp(host) => {
-                            tokio::task::spawn_local(look_up(host, Arc::clone(&context)));
+                            tokio::spawn(look_up(host, Arc::clone(&context)));
                         }
                     }
                 }
@@ -255,7 +254,7 @@ impl Nodes {
             let (login, names) = (Arc::clone(login), Arc::clone(names));
             let way = Way { endpoint, login, names };
             let inputs = self.inputs.clone();
-            tokio::task::spawn_local(probe::serve(node, way, requests, inputs));
+            tokio::spawn(probe::serve(node, way, requests, inputs));
             sender
         });
         // The task ends with its sender only.
@@ -358,7 +357,7 @@ impl Watch {
         if !urls.is_empty() {
             let (machine, inputs) = (Arc::clone(&self.machine), self.nodes.inputs.clone());
             let watching = patroni::watch(urls, machine, inputs);
-            self.hints = Some(tokio::task::spawn_local(watching));
+            self.hints = Some(tokio::spawn(watching));
         }
     }
 
@@ -393,7 +392,7 @@ impl Watch {
                     deadline,
                 };
                 let inputs = self.nodes.inputs.clone();
-                tokio::task::spawn_local(async move {
+                tokio::spawn(async move {
                     let result = promote::run(order, &way).await;
                     let _ = inputs.send(Input::Promoted(id, result));
                 });
@@ -407,7 +406,7 @@ impl Watch {
             }
             Effect::Recorded(change) => {
                 let (context, database) = (Arc::clone(&self.context), self.database.clone());
-                tokio::task::spawn_local(async move {
+                tokio::spawn(async move {
                     // The last clients that waited are still on their way.
                     tokio::time::sleep(SETTLED).await;
                     context.house.record(&database, &change);

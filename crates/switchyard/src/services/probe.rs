@@ -1,8 +1,8 @@
 //! The connection on which one node is asked: login, the cheap question (an empty Sync), the full
 //! question, and the topology query. It is kept open, so that its end is noticed at once.
 
-use std::cell::Cell;
 use std::net::IpAddr;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use switchyard_auth::secret::Secret;
@@ -19,8 +19,8 @@ use switchyard_wire::{build, frame, read};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::Input;
 use super::dial::{Socket, Way, dial, failure, lost};
+use super::{Input, lock};
 use crate::options;
 use crate::tls::setup::ServerSide;
 
@@ -140,7 +140,7 @@ pub(super) async fn serve(
                     connection = None;
                 }
                 last = id;
-                let phase = Cell::new(Phase::Asking);
+                let phase = Mutex::new(Phase::Asking);
                 let asking = ask(&mut connection, &way, question, &phase);
                 let answer = match tokio::time::timeout_at(deadline.into(), asking).await {
                     Ok(Ok(answer)) => answer,
@@ -148,14 +148,14 @@ pub(super) async fn serve(
                         connection = None;
                         Answer::Failed(failure)
                     }
-                    Err(_) => Answer::Failed(failure(FailureKind::Timeout, phase.get().text())),
+                    Err(_) => Answer::Failed(failure(FailureKind::Timeout, lock(&phase).text())),
                 };
                 let _ = inputs.send(Input::Answer(node, id, answer));
             }
             Some(Request::Topology { id, sql }) => {
                 let lister = lister.get_or_insert_with(|| {
                     let (sender, wishes) = unbounded_channel();
-                    tokio::task::spawn_local(list(way.clone(), wishes, inputs.clone()));
+                    tokio::spawn(list(way.clone(), wishes, inputs.clone()));
                     sender
                 });
                 let _ = lister.send((id, sql));
@@ -177,7 +177,7 @@ pub(super) async fn serve(
 async fn verify(connection: &mut Option<Connection>, way: &Way) -> Result<(), Failure> {
     let open = match connection {
         Some(open) => open,
-        None => connection.insert(Connection::open(way, &Cell::new(Phase::Asking)).await?),
+        None => connection.insert(Connection::open(way, &Mutex::new(Phase::Asking)).await?),
     };
     let result = open.value("begin read write; rollback").await;
     if open.owed > 0 {
@@ -227,7 +227,7 @@ async fn run_topology(
     let open = match connection {
         Some(open) => open,
         None => {
-            let phase = Cell::new(Phase::Asking);
+            let phase = Mutex::new(Phase::Asking);
             let opened = Connection::open(way, &phase).await.map_err(|failure| failure.text)?;
             connection.insert(opened)
         }
@@ -273,7 +273,7 @@ async fn ask(
     connection: &mut Option<Connection>,
     way: &Way,
     question: Question,
-    phase: &Cell<Phase>,
+    phase: &Mutex<Phase>,
 ) -> Result<Answer, Failure> {
     let open = match connection {
         Some(open) => open,
@@ -295,9 +295,9 @@ async fn ask(
 
 impl Connection {
     /// Connects and logs in.
-    pub(super) async fn open(way: &Way, phase: &Cell<Phase>) -> Result<Self, Failure> {
-        phase.set(Phase::Dialling);
-        let (socket, named) = dial(way, || phase.set(Phase::Greeting)).await?;
+    pub(super) async fn open(way: &Way, phase: &Mutex<Phase>) -> Result<Self, Failure> {
+        *lock(phase) = Phase::Dialling;
+        let (socket, named) = dial(way, || *lock(phase) = Phase::Greeting).await?;
         let mut connection = Connection {
             socket,
             named,
@@ -310,7 +310,7 @@ impl Connection {
             error: None,
         };
         connection.log_in(&way.login).await?;
-        phase.set(Phase::Asking);
+        *lock(phase) = Phase::Asking;
         Ok(connection)
     }
 

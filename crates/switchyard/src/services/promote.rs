@@ -1,8 +1,8 @@
 //! Promotion of a node, by a program of the operator's, by Patroni or by `pg_promote`.
 
-use std::cell::Cell;
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use switchyard_config::{HttpUrl, reason};
@@ -56,7 +56,7 @@ async fn by_sql(order: &Order, way: &Way) -> Result<(), String> {
     let left = order.deadline.saturating_duration_since(Instant::now());
     let sql = format!("select pg_promote(true, {})", left.as_secs().clamp(1, 3600));
     let asking = async {
-        let mut connection = Connection::open(way, &Cell::new(Phase::Asking)).await?;
+        let mut connection = Connection::open(way, &Mutex::new(Phase::Asking)).await?;
         connection.value(&sql).await
     };
     match timeout(left, asking).await {
