@@ -1,5 +1,6 @@
-//! Waiting to a fraction of a millisecond: the runtime's own timers round up to whole ones, which
-//! doubles the interval at which a cluster without a writer is asked.
+//! Waiting on a timer of the system. The runtime's own round up to whole milliseconds, which
+//! doubles the interval at which a cluster without a writer is asked, and they wake the thread in
+//! between: to move a timer within their wheel, and whenever one is set that comes first.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -9,9 +10,6 @@ use rustix::time::{
     timerfd_settime,
 };
 use tokio::net::unix::pipe::Receiver;
-
-/// Longer waits are left to the runtime, whose timers cost no system call.
-const FINE: Duration = Duration::from_millis(10);
 
 /// A timer of the system. It is read like a pipe, as which the runtime watches it.
 pub(super) struct Alarm(Option<Receiver>);
@@ -27,25 +25,27 @@ impl Alarm {
     /// Waits until then. May be dropped and begun again.
     pub(super) async fn until(&self, at: Instant) {
         let rest = at.saturating_duration_since(Instant::now());
-        match &self.0 {
-            Some(timer) if rest < FINE => {
-                if ring(timer, rest).await.is_err() {
-                    tokio::time::sleep_until(at.into()).await;
-                }
-            }
-            _ => tokio::time::sleep_until(at.into()).await,
+        let rung = match &self.0 {
+            Some(timer) => ring(timer, rest).await.is_ok(),
+            None => false,
+        };
+        if !rung {
+            tokio::time::sleep_until(at.into()).await;
         }
     }
 }
 
 /// Waits for one expiry of a timer that is set anew.
 async fn ring(timer: &Receiver, rest: Duration) -> io::Result<()> {
-    let mut once = Itimerspec {
-        it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-        it_value: Timespec { tv_sec: 0, tv_nsec: i64::from(rest.subsec_nanos()) },
-    };
     // Zero would switch it off.
-    once.it_value.tv_nsec = once.it_value.tv_nsec.max(1);
+    let rest = rest.max(Duration::from_nanos(1));
+    let once = Itimerspec {
+        it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+        it_value: Timespec {
+            tv_sec: i64::try_from(rest.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(rest.subsec_nanos()),
+        },
+    };
     timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
     loop {
         timer.readable().await?;
@@ -67,7 +67,7 @@ mod tests {
         let alarm = Alarm::new();
         assert!(alarm.0.is_some());
         let begun = Instant::now();
-        let (soon, later) = (begun + Duration::from_micros(200), begun + FINE / 2);
+        let (soon, later) = (begun + Duration::from_micros(200), begun + Duration::from_millis(5));
         tokio::select! {
             biased;
             () = alarm.until(later) => unreachable!("the runtime was not yet asked"),
