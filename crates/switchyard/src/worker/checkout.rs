@@ -193,11 +193,36 @@ impl Worker {
 
     /// Separates a client from its free server and releases that.
     pub(super) fn unlink(&mut self, slot: Key, key: Key) {
+        if self.detach(slot, key) {
+            self.release(slot);
+        }
+    }
+
+    /// A server is gone. A client whose work on it was done is not concerned, though it was not
+    /// separated from it before the end had come as well.
+    pub(super) fn detach_if_done(&mut self, slot: Key) {
+        let server = self.servers.get(slot).and_then(|slot| slot.here.as_ref());
+        let Some(server) = server else { return };
+        let ServerStage::Ready(link, Use::Linked(client)) = &server.stage else { return };
+        let (client, tenure) = (*client, server.pool.tenure());
+        let bond = self.clients.get(client).map_or(Bond::None, |client| client.bond());
+        let unsent = Unsent::of(!server.output.is_empty());
+        let done = duty::next(link, unsent, Duty::Linked(bond), tenure) == Next::Part;
+        if done
+            && self.detach(slot, client)
+            && let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut())
+        {
+            server.set_use(Use::Idle);
+        }
+    }
+
+    /// Separates a client from a server that it needs no more; answers whether that could be done.
+    fn detach(&mut self, slot: Key, key: Key) -> bool {
         let mut kept = Kept::Nothing;
         if let Some(client) = self.clients.get_mut(key) {
             if let Stage::Session(session, activity) = &mut client.stage {
                 if session.is_inside_message() {
-                    return;
+                    return false;
                 }
                 *activity = Activity::Idle;
                 kept = session.kept();
@@ -214,7 +239,7 @@ impl Worker {
         if let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut()) {
             server.kept = kept;
         }
-        self.release(slot);
+        true
     }
 
     /// A server whose client has left before anything of it was sent: it may be used again as soon

@@ -312,6 +312,7 @@ impl Worker {
         if self.move_session(slot, reason) {
             return;
         }
+        self.detach_if_done(slot);
         let parted = self.part(slot);
         let Some(place) = self.servers.get(slot) else { return };
         let (pool, id, now) = (Arc::clone(&place.pool), place.id, self.now);

@@ -2,10 +2,11 @@
 //! becomes of the server of a client that leaves.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use switchyard_testkit::raw::transcript;
-use switchyard_testkit::{Client, Model, Pooler, Postgres, Raw, wait_until};
+use switchyard_testkit::{Client, Model, Pooler, Postgres, Raw, signal, wait_until};
 
 use super::{program, wanted};
 
@@ -218,5 +219,49 @@ fn a_statement_that_was_cut_short_is_not_completed_by_the_good_bye() -> io::Resu
     }
     let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(heard.iter().all(|body| body == b"select 1\0"), "{heard:?}");
+    Ok(())
+}
+
+#[test]
+fn an_answer_that_comes_with_its_server_s_end_is_all_that_its_client_sees() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let flag = || Arc::new(AtomicBool::new(false));
+    let (asked, wish, gone) = (flag(), flag(), flag());
+    let (heard, wished, left) = (Arc::clone(&asked), Arc::clone(&wish), Arc::clone(&gone));
+    let model = Model::start(move |peer| {
+        peer.welcome()?;
+        if peer.number > 0 {
+            return peer.serve("second");
+        }
+        peer.message()?;
+        heard.store(true, Ordering::SeqCst);
+        wait_until("the wish", || wished.load(Ordering::SeqCst))?;
+        peer.row("first")?;
+        peer.ready('I')?;
+        peer.close()?;
+        left.store(true, Ordering::SeqCst);
+        Ok(())
+    })?;
+    let entry = format!("db = host=127.0.0.1 port={} pool_size=1", model.port);
+    let settings = "pool_mode = transaction\nworkers = 1\nserver_tls_sslmode = disable";
+    let pooler = Pooler::start(program(), &entry, settings)?;
+    let mut client = Raw::connect(pooler.port, &[("user", "postgres"), ("database", "db")])?;
+    client.ask("select 1")?;
+    wait_until("the question", || asked.load(Ordering::SeqCst))?;
+    // The pooler finds the answer and the end of its server together.
+    signal(pooler.pid(), "STOP")?;
+    wish.store(true, Ordering::SeqCst);
+    let ended = wait_until("the end of the server", || gone.load(Ordering::SeqCst));
+    signal(pooler.pid(), "CONT")?;
+    ended?;
+    let first = transcript(&client.answer()?);
+    assert!(first.contains("first") && first.ends_with("Z I\n"), "{first}");
+    let second = transcript(&client.query("select 2")?);
+    assert!(second.contains("second") && second.ends_with("Z I\n"), "{second}");
+    let log = pooler.log()?;
+    assert!(log.contains("closing because: server conn crashed? (age="), "{log}");
+    assert!(!log.contains("pooler error"), "{log}");
     Ok(())
 }
