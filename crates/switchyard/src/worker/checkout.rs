@@ -10,6 +10,7 @@ use switchyard_core::pool::Want;
 use switchyard_core::pool::parking::Lent;
 use switchyard_core::server::duty::{self, Bond, Duty, Next, Release, Reset, Unsent};
 use switchyard_core::server::link::Status;
+use switchyard_core::server::loss::Cause;
 use switchyard_core::server::request::{HiddenQuery, Request};
 use switchyard_io::Key;
 use switchyard_io::poller::Watch;
@@ -208,7 +209,10 @@ impl Worker {
         let bond = self.clients.get(client).map_or(Bond::None, |client| client.bond());
         let unsent = Unsent::of(!server.output.is_empty());
         let done = duty::next(link, unsent, Duty::Linked(bond), tenure) == Next::Part;
+        // Who was told that the server ends would take that for the answer to what it asks next.
+        let told = matches!(server.cause.as_deref(), Some(Cause::Said(..)));
         if done
+            && !told
             && self.detach(slot, client)
             && let Some(server) = self.servers.get_mut(slot).and_then(|slot| slot.here.as_mut())
         {

@@ -222,11 +222,9 @@ fn a_statement_that_was_cut_short_is_not_completed_by_the_good_bye() -> io::Resu
     Ok(())
 }
 
-#[test]
-fn an_answer_that_comes_with_its_server_s_end_is_all_that_its_client_sees() -> io::Result<()> {
-    if !wanted() {
-        return Ok(());
-    }
+/// What a client reads whose server answers its first question and ends at once, after these last
+/// words or, if it asks a second one, without any; and the log.
+fn answered_at_the_end(words: &'static [&'static str]) -> io::Result<(String, String)> {
     let flag = || Arc::new(AtomicBool::new(false));
     let (asked, wish, gone) = (flag(), flag(), flag());
     let (heard, wished, left) = (Arc::clone(&asked), Arc::clone(&wish), Arc::clone(&gone));
@@ -240,6 +238,9 @@ fn an_answer_that_comes_with_its_server_s_end_is_all_that_its_client_sees() -> i
         wait_until("the wish", || wished.load(Ordering::SeqCst))?;
         peer.row("first")?;
         peer.ready('I')?;
+        if !words.is_empty() {
+            peer.error(words)?;
+        }
         peer.close()?;
         left.store(true, Ordering::SeqCst);
         Ok(())
@@ -256,12 +257,33 @@ fn an_answer_that_comes_with_its_server_s_end_is_all_that_its_client_sees() -> i
     let ended = wait_until("the end of the server", || gone.load(Ordering::SeqCst));
     signal(pooler.pid(), "CONT")?;
     ended?;
-    let first = transcript(&client.answer()?);
-    assert!(first.contains("first") && first.ends_with("Z I\n"), "{first}");
-    let second = transcript(&client.query("select 2")?);
-    assert!(second.contains("second") && second.ends_with("Z I\n"), "{second}");
-    let log = pooler.log()?;
+    let first = client.answer()?;
+    let second = if words.is_empty() { client.query("select 2") } else { client.answer() }?;
+    Ok((transcript(&[first, second].concat()), pooler.log()?))
+}
+
+#[test]
+fn an_answer_that_comes_with_its_server_s_end_is_all_that_its_client_sees() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let (read, log) = answered_at_the_end(&[])?;
+    let rows: Vec<&str> = read.lines().filter(|line| line.starts_with(['D', 'E', 'Z'])).collect();
+    assert_eq!(rows, ["D first", "Z I", "D second", "Z I"]);
     assert!(log.contains("closing because: server conn crashed? (age="), "{log}");
     assert!(!log.contains("pooler error"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn whoever_reads_the_last_words_of_a_server_is_closed() -> io::Result<()> {
+    if !wanted() {
+        return Ok(());
+    }
+    let (read, log) = answered_at_the_end(&["SFATAL", "C57P01", "Mterminating connection"])?;
+    let rows: Vec<&str> = read.lines().filter(|line| line.starts_with(['D', 'E', 'Z'])).collect();
+    let end = "E SFATAL C08P01 Mserver conn crashed?";
+    assert_eq!(rows, ["D first", "Z I", "E SFATAL C57P01 Mterminating connection", end]);
+    assert!(log.contains("pooler error: server conn crashed?"), "{log}");
     Ok(())
 }
