@@ -46,7 +46,7 @@ pub use rules::Rules;
 pub use session::Session;
 pub use space::Space;
 pub use wall::Wall;
-pub use workplace::{Running, Said, Workplace, signal};
+pub use workplace::{Running, Said, Workplace, freeze, signal};
 pub use writers::{Cost, Writers};
 
 /// Unprivileged user that servers run as when we are root, which PostgreSQL refuses.

@@ -144,6 +144,21 @@ pub fn signal(pid: u32, name: &str) -> io::Result<()> {
     crate::run(Command::new("kill").args([&format!("-{name}"), &pid.to_string()])).map(drop)
 }
 
+/// Stops a process until it gets the signal CONT, and waits until all its threads stand still: the
+/// signal is heard by one of them first, and the others may do something meanwhile.
+pub fn freeze(pid: u32) -> io::Result<()> {
+    signal(pid, "STOP")?;
+    let stands = |stat: &str| {
+        let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+        state == Some("T")
+    };
+    wait_until("threads that stand still", || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let stats = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")));
+        stats.flatten().all(|stat| stands(&stat))
+    })
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended already.

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use switchyard_testkit::{Client, Cluster, Pooler, signal, wait_until};
+use switchyard_testkit::{Client, Cluster, Pooler, freeze, signal, wait_until};
 
 const PORT: &str = "select inet_server_port()";
 /// How long the pooler is stopped: longer than any deadline of its probes.
@@ -56,7 +56,7 @@ fn a_writer_that_is_listed_in_two_ways_is_one() -> io::Result<()> {
 
 /// The pooler stands still for a while; to it the clock jumps.
 fn stand_still(pooler: &Pooler, meanwhile: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    signal(pooler.pid(), "STOP")?;
+    freeze(pooler.pid())?;
     let began = Instant::now();
     let result = meanwhile();
     let rest = wait_until("time", || began.elapsed() > STOPPED);

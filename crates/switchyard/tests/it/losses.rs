@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use switchyard_testkit::raw::transcript;
-use switchyard_testkit::{Client, Model, Pooler, Postgres, Raw, signal, wait_until};
+use switchyard_testkit::{Client, Model, Pooler, Postgres, Raw, freeze, signal, wait_until};
 
 use super::{program, wanted};
 
@@ -252,7 +252,7 @@ fn answered_at_the_end(words: &'static [&'static str]) -> io::Result<(String, St
     client.ask("select 1")?;
     wait_until("the question", || asked.load(Ordering::SeqCst))?;
     // The pooler finds the answer and the end of its server together.
-    signal(pooler.pid(), "STOP")?;
+    freeze(pooler.pid())?;
     wish.store(true, Ordering::SeqCst);
     let ended = wait_until("the end of the server", || gone.load(Ordering::SeqCst));
     signal(pooler.pid(), "CONT")?;

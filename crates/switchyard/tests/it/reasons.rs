@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use switchyard_testkit::raw::transcript;
-use switchyard_testkit::{Client, Model, Peer, Pooler, Postgres, Raw, signal, wait_until};
+use switchyard_testkit::{Client, Model, Peer, Pooler, Postgres, Raw, freeze, signal, wait_until};
 use switchyard_wire::build;
 use switchyard_wire::startup::VERSION_3_0;
 
@@ -180,7 +180,7 @@ impl Unlucky {
     /// Lets the pooler sleep while this happens and the connection is reset after it.
     fn strike(&self, pooler: &Pooler, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let before = self.connections()?;
-        signal(pooler.pid(), "STOP")?;
+        freeze(pooler.pid())?;
         act()?;
         self.now.store(true, Ordering::SeqCst);
         wait_until("reset", || self.connections().is_ok_and(|count| count < before))?;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use switchyard_testkit::{Model, Peer, Pooler, signal, wait_until};
+use switchyard_testkit::{Model, Peer, Pooler, freeze, signal, wait_until};
 use switchyard_wire::startup::VERSION_3_0;
 
 use crate::wanted;
@@ -63,7 +63,7 @@ fn check(messages: &[Message<'_>], answer: &str) -> io::Result<()> {
         pooler.console("show servers").is_ok_and(|rows| rows.contains("|idle|"))
     })?;
     // The pooler finds the query before it finds the server's end.
-    signal(pooler.pid(), "STOP")?;
+    freeze(pooler.pid())?;
     two.send(&bytes(messages))?;
     reset.store(true, Ordering::SeqCst);
     let there = format!(":{:04X}", model.port);
